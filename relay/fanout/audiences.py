@@ -1,0 +1,182 @@
+"""Who may receive which channel, in memory, for every channel that has live subscriptions.
+
+Loaded by a task of its own (`run_loader`), because the fan-out task never waits for the database, but changed only by
+the fan-out task, in commit order: what is loaded comes back to it as an item of its own queue. Changes that arrive
+while a load is under way are kept and applied to what was loaded. Adding and removing a key are idempotent and the
+changes are in commit order, so the result is right whether or not the load saw them already.
+
+An unknown channel is delivered to nobody.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import structlog
+import trio
+
+from relay.errors import StoreError
+from relay.fanout.items import AudienceLoaded, Batch, Joined, Left, Live
+from relay.store.members import Audience
+
+log = structlog.get_logger()
+
+Load = Callable[[Sequence[str]], Awaitable[Mapping[str, Audience]]]
+
+WAITING_EVENTS_MAX = 1000
+"""Events of one channel that may wait for its audience; a load takes milliseconds."""
+
+RETRY_SECONDS = 0.25
+
+
+class _Record:
+    __slots__ = ("changes", "error", "known", "members", "open", "ready", "waiting")
+
+    def __init__(self) -> None:
+        self.known = False
+        self.open = False
+        self.members: set[str] = set()
+        self.changes: list[Joined | Left] = []
+        self.waiting: deque[Live] = deque()
+        self.ready = trio.Event()
+        self.error: StoreError | None = None
+
+
+class Audiences:
+    """The records by channel. `forget` asks whether a channel may go when there are more than `capacity`."""
+
+    def __init__(self, load: Load, *, capacity: int, in_use: Callable[[str], bool]) -> None:
+        self._load = load
+        self._capacity = capacity
+        self._in_use = in_use
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._wanted: deque[str] = deque()
+        self._work = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def may_receive(self, channel_id: str, pubkey: str) -> bool:
+        """False too where nothing is known."""
+        record = self._records.get(channel_id)
+        return record is not None and record.known and (record.open or pubkey in record.members)
+
+    def is_known(self, channel_id: str) -> bool:
+        record = self._records.get(channel_id)
+        return record is not None and record.known
+
+    async def watch(self, channel_ids: Sequence[str]) -> None:
+        """Returns when all of them are known.
+
+        Raises:
+            StoreError: The store could not be asked.
+        """
+        for channel_id in channel_ids:
+            record = self._records.get(channel_id) or self._want(channel_id)
+            while not record.known:
+                await record.ready.wait()
+                if record.error is not None:
+                    raise StoreError("the members of a channel could not be read") from record.error
+                record = self._records.get(channel_id) or self._want(channel_id)
+
+    def _want(self, channel_id: str) -> _Record:
+        record = self._records[channel_id] = _Record()
+        self._wanted.append(channel_id)
+        self._work.set()
+        return record
+
+    # -- the fan-out task's side ---------------------------------------------------------------------------------
+
+    def hold(self, live: Live) -> bool:
+        """Keeps an event of an unknown channel until its audience is there; False where too many wait."""
+        assert live.channel_id is not None
+        record = self._records.get(live.channel_id) or self._want(live.channel_id)
+        if len(record.waiting) >= WAITING_EVENTS_MAX:
+            return False
+        record.waiting.append(live)
+        return True
+
+    def change(self, change: Joined | Left) -> None:
+        record = self._records.get(change.channel_id)
+        if record is None:
+            return
+        if record.known:
+            _apply(record, change)
+        else:
+            record.changes.append(change)
+
+    def loaded(self, item: AudienceLoaded) -> Sequence[Live]:
+        """Takes what was loaded and returns the events that waited for it."""
+        record = self._records.get(item.channel_id)
+        if record is None or record.known:
+            return ()
+        audience = item.audience
+        record.open = audience is not None and audience.visibility == "open"
+        record.members = set() if audience is None else set(audience.members)
+        for change in record.changes:
+            # A channel that is gone has no members, whatever happened to them before.
+            if audience is not None:
+                _apply(record, change)
+        record.known = True
+        record.ready.set()
+        waiting, record.waiting, record.changes = record.waiting, deque(), []
+        self._trim()
+        return waiting
+
+    def reload(self, channel_id: str) -> None:
+        """Forgets what is known, for a change that is more than a key coming or going."""
+        if self._records.pop(channel_id, None) is not None:
+            self._want(channel_id)
+
+    def _trim(self) -> None:
+        for channel_id in list(self._records)[: max(0, len(self._records) - self._capacity)]:
+            if self._records[channel_id].known and not self._in_use(channel_id):
+                del self._records[channel_id]
+            else:
+                self._records.move_to_end(channel_id)
+
+    # -- the loader task -----------------------------------------------------------------------------------------
+
+    async def run_loader(self, out: trio.MemorySendChannel[Batch]) -> None:
+        """Loads what is wanted, many channels in one statement. Owner: root nursery; ends by cancellation."""
+        async with out:
+            while True:
+                await self._work.wait()
+                self._work = trio.Event()
+                wanted = list(dict.fromkeys(self._wanted))
+                self._wanted.clear()
+                if wanted:
+                    await self._load_all(wanted, out)
+
+    async def _load_all(self, wanted: list[str], out: trio.MemorySendChannel[Batch]) -> None:
+        try:
+            found = await self._load(wanted)
+        except StoreError as error:
+            log.warning("audiences could not be loaded", channels=len(wanted), error=str(error))
+            self._fail(wanted, error)
+            await trio.sleep(RETRY_SECONDS)
+            return
+        await out.send(Batch([AudienceLoaded(channel_id, found.get(channel_id)) for channel_id in wanted]))
+
+    def _fail(self, wanted: list[str], error: StoreError) -> None:
+        for channel_id in wanted:
+            record = self._records.get(channel_id)
+            if record is None or record.known:
+                continue
+            if record.waiting or record.changes or self._in_use(channel_id):
+                # Somebody is subscribed: try again rather than lose what waits.
+                self._wanted.append(channel_id)
+                self._work.set()
+                failed, record.ready = record.ready, trio.Event()
+            else:
+                failed = self._records.pop(channel_id).ready
+            record.error = error
+            failed.set()
+
+
+def _apply(record: _Record, change: Joined | Left) -> None:
+    if isinstance(change, Joined):
+        record.members.add(change.pubkey)
+    else:
+        record.members.discard(change.pubkey)

@@ -1,0 +1,251 @@
+"""Group commit: plain events, many in one transaction.
+
+A batch is what arrived while the previous one was being committed; there is no timer. The commit task owns its
+connection and runs in the root nursery, so that after COMMIT "hand to the fan-out, answer, hand to the audit" is one
+stretch that no client can cancel.
+
+What can go wrong, and what follows:
+* the same id twice in a batch: the second one waits for the first one's outcome;
+* deadlock or serialization failure: the batch is tried again whole;
+* a row that the server refuses (classes 22 and 23): the batch is halved until that row stands alone and is refused;
+* the connection is lost before COMMIT: tried again; at COMMIT: the server is asked what became of it;
+* anything else of the server (resources, shutdown, timeouts): tried again a few times, then the batch is refused whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import structlog
+import trio
+
+from relay import metrics
+from relay.access.directory import Directory
+from relay.asyncpg_trio.errors import CommitOutcomeUnknown, ConnectionLost, PostgresError
+from relay.audit import outbox
+from relay.audit.entry import Action, Entry, new_entry
+from relay.audit.queue import Producer
+from relay.errors import INTERNAL_ERROR, StoreError
+from relay.fanout.items import Batch, Live
+from relay.ingest.admit import NOT_MEMBER
+from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome, Ticket, hand_over
+from relay.store import channels, events
+from relay.store.events import Row
+from relay.store.outcome import committed
+from relay.store.own_connection import OwnConnection
+
+log = structlog.get_logger()
+
+TRIES_MAX = 5
+RETRY_SECONDS = 0.05
+ROW_AT_FAULT = ("22", "23")
+
+
+@dataclass(eq=False, slots=True)
+class Submission:
+    """What waits for a commit: an event with its ticket, or audit entries alone (then `done` is set)."""
+
+    admission: Admission | None
+    ticket: Ticket | None
+    entries: list[Entry] = field(default_factory=list)
+    done: trio.Event | None = None
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class _Result:
+    xid: int
+    new: set[str]
+    known: set[str]
+
+
+class CommitTask:
+    """Owner: root nursery. Ends when the queue's send ends are closed."""
+
+    def __init__(
+        self,
+        own: OwnConnection,
+        *,
+        directory: Directory,
+        submissions: trio.MemoryReceiveChannel[Submission],
+        dispatcher: trio.MemorySendChannel[Batch],
+        producer: Producer,
+        batch_max: int,
+    ) -> None:
+        self._own = own
+        self._directory = directory
+        self._submissions = submissions
+        self._dispatcher = dispatcher
+        self._producer = producer
+        self._batch_max = batch_max
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Takes submissions until there will be none."""
+        task_status.started()
+        try:
+            async with self._submissions, self._dispatcher:
+                async for first in self._submissions:
+                    batch = [first]
+                    while len(batch) < self._batch_max:
+                        try:
+                            batch.append(self._submissions.receive_nowait())
+                        except (trio.WouldBlock, trio.EndOfChannel):
+                            break
+                    await self._commit(batch)
+        finally:
+            self._producer.close()
+            self._own.close()
+
+    async def _commit(self, batch: list[Submission]) -> None:
+        started = time.perf_counter()
+        firsts: dict[str, Submission] = {}
+        twins: list[Submission] = []
+        records: list[Submission] = []
+        for submission in batch:
+            if submission.admission is None:
+                records.append(submission)
+            elif firsts.setdefault(submission.admission.event.id, submission) is not submission:
+                twins.append(submission)
+        await self._commit_part(list(firsts.values()), records)
+        self._answer_twins(twins)
+        metrics.COMMIT_BATCH_EVENTS.observe(len(batch))
+        metrics.COMMIT_SECONDS.observe(time.perf_counter() - started)
+
+    def _answer_twins(self, twins: list[Submission]) -> None:
+        """The first of each pair has been answered; whatever became of it, this copy adds nothing."""
+        for twin in twins:
+            assert twin.ticket is not None
+            twin.ticket.resolve(DUPLICATE)
+            twin.ticket.owner.flush_replies()
+
+    async def _commit_part(self, part: list[Submission], records: list[Submission]) -> None:
+        """Commits and answers. Halves what the server refuses for one row's sake."""
+        entries = [_entry(submission) for submission in part]
+        try:
+            result = await self._store(part, entries, records)
+        except PostgresError as error:
+            if (error.sqlstate or "")[:2] in ROW_AT_FAULT and len(part) > 1:
+                middle = len(part) // 2
+                await self._commit_part(part[:middle], records)
+                await self._commit_part(part[middle:], [])
+                return
+            self._fail(part, records, error)
+        except (ConnectionLost, StoreError) as error:
+            self._fail(part, records, error)
+        else:
+            await self._after_commit(part, entries, records, result)
+
+    async def _store(self, part: list[Submission], entries: list[Entry], records: list[Submission]) -> _Result:
+        attempt = 0
+        while True:
+            attempt += 1
+            result = None
+            try:
+                con = await self._own.get()
+                async with con.transaction():
+                    rows = [_row(submission) for submission in part]
+                    new, xid = await events.insert_batch(con, rows)
+                    result = _Result(xid, new, set())
+                    chained = [entry for entry in entries if entry.event_id in new]
+                    for record in records:
+                        chained += record.entries
+                    await outbox.insert(con, chained)
+                    if ephemeral := [row.channel_id for row, s in zip(rows, part, strict=True) if _touches_ttl(s, new)]:
+                        await channels.touch_ttl(con, sorted({channel for channel in ephemeral if channel}))
+                    if len(new) < len(rows):
+                        result.known = await events.known(con, [r.event.id for r in rows if r.event.id not in new])
+                return result
+            except CommitOutcomeUnknown:
+                assert result is not None
+                metrics.COMMIT_RETRIES.labels("unknown_outcome").inc()
+                if await committed(self._own, result.xid):
+                    return result
+            except ConnectionLost:
+                metrics.COMMIT_RETRIES.labels("connection_lost").inc()
+                if attempt >= TRIES_MAX:
+                    raise
+            except PostgresError as error:
+                if (error.sqlstate or "")[:2] in ROW_AT_FAULT or attempt >= TRIES_MAX:
+                    raise
+                metrics.COMMIT_RETRIES.labels("server").inc()
+                await trio.sleep(RETRY_SECONDS * attempt)
+
+    async def _after_commit(
+        self, part: list[Submission], entries: list[Entry], records: list[Submission], result: _Result
+    ) -> None:
+        live = []
+        chained = []
+        for submission, entry in zip(part, entries, strict=True):
+            admission = submission.admission
+            assert admission is not None
+            if admission.event.id in result.new:
+                live.append(Live(admission.event, admission.channel_id, result.xid))
+                chained.append(entry)
+        if live:
+            await self._dispatcher.send(Batch(live))
+        self._answer(part, result)
+        for record in records:
+            chained += record.entries
+            if record.done is not None:
+                record.done.set()
+        await hand_over(self._producer, chained)
+
+    def _answer(self, part: list[Submission], result: _Result) -> None:
+        owners = {}
+        for submission in part:
+            admission, ticket = submission.admission, submission.ticket
+            assert admission is not None
+            assert ticket is not None
+            if admission.event.id in result.new:
+                outcome = STORED
+            elif admission.event.id in result.known:
+                outcome = DUPLICATE
+            else:
+                # Membership or channel went after admission; what the caches said is over.
+                assert admission.channel_id is not None
+                self._directory.invalidate_membership(admission.channel_id, admission.caller.pubkey)
+                self._directory.invalidate_channel(admission.channel_id)
+                outcome = Outcome.refused(NOT_MEMBER)
+            ticket.resolve(outcome)
+            owners[id(ticket.owner)] = ticket.owner
+        for owner in owners.values():
+            owner.flush_replies()
+
+    def _fail(self, part: Sequence[Submission], records: Sequence[Submission], error: Exception) -> None:
+        log.error("events could not be stored", events=len(part), error=str(error), kind=type(error).__name__)
+        for submission in part:
+            assert submission.ticket is not None
+            submission.ticket.resolve(Outcome.refused(INTERNAL_ERROR))
+            submission.ticket.owner.flush_replies()
+        for record in records:
+            record.failed = True
+            if record.done is not None:
+                record.done.set()
+
+
+def _row(submission: Submission) -> Row:
+    admission = submission.admission
+    assert admission is not None
+    return Row(admission.event, admission.channel_id, admission.member)
+
+
+def _touches_ttl(submission: Submission, new: set[str]) -> bool:
+    admission = submission.admission
+    return admission is not None and admission.touches_ttl and admission.event.id in new
+
+
+def _entry(submission: Submission) -> Entry:
+    admission = submission.admission
+    assert admission is not None
+    return new_entry(
+        Action.EVENT_CREATED,
+        time_us=admission.time_us,
+        uuid=str(uuid4()),
+        actor=admission.caller.pubkey,
+        event_id=admission.event.id,
+        kind=admission.event.kind,
+        channel_id=admission.channel_id,
+    )

@@ -1,0 +1,209 @@
+"""Events that change state: the event, what it changes and its audit entries in one transaction.
+
+So no event is stored whose effect did not happen, no effect happens without its event, and a retry never meets half of
+one. The workers run in the root nursery; whoever submitted the event only waits for the outcome. After COMMIT
+"invalidate, hand to the fan-out, answer" is one stretch that no client can cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import structlog
+import trio
+
+from relay import metrics
+from relay.access.directory import Directory
+from relay.asyncpg_trio import Connection
+from relay.asyncpg_trio.errors import (
+    CommitOutcomeUnknown,
+    ConnectionLost,
+    DeadlockDetectedError,
+    PostgresError,
+    SerializationError,
+)
+from relay.audit import outbox
+from relay.audit.entry import Action, Entry, new_entry
+from relay.audit.queue import Producer
+from relay.errors import INTERNAL_ERROR, Refusal, StoreError
+from relay.fanout.items import Batch, Item, Left, Live
+from relay.ingest.types import Outcome, hand_over
+from relay.nostr.event import Event
+from relay.nostr.keys import SecretKey
+from relay.store.outcome import committed
+from relay.store.own_connection import OwnConnection
+
+log = structlog.get_logger()
+
+TRIES_MAX = 5
+RETRY_SECONDS = 0.02
+
+
+class Ended(Exception):
+    """Leaves the transaction with nothing done and this outcome."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+def refuse(detail: str) -> Ended:
+    """To be raised: `invalid: {detail}`."""
+    return Ended(Outcome.refused(Refusal.invalid(detail)))
+
+
+@dataclass(slots=True)
+class Effect:
+    """One transaction in the making: what it says to the fan-out, the caches and the audit log when it is committed.
+
+    `now` and `time_us` are the moment of admission. `items` keep the order in which things were done.
+    """
+
+    con: Connection
+    key: SecretKey
+    actor: str
+    time_us: int
+    xid: int
+    items: list[Item] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    invalidations: list[Callable[[Directory], None]] = field(default_factory=list)
+
+    @property
+    def now(self) -> int:
+        return self.time_us // 1_000_000
+
+    def stored(self, event: Event, channel_id: str | None, *, actor: str | None = None) -> None:
+        """Notes an event that this transaction has stored: it is delivered, and has exactly one `event_created`."""
+        self.items.append(Live(event, channel_id, self.xid))
+        self.audit(Action.EVENT_CREATED, event, channel_id, actor=actor)
+
+    def audit(
+        self,
+        action: Action,
+        event: Event,
+        channel_id: str | None,
+        *,
+        actor: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        entry = new_entry(
+            action,
+            time_us=self.time_us,
+            uuid=str(uuid4()),
+            actor=actor or self.actor,
+            event_id=event.id,
+            kind=event.kind,
+            channel_id=channel_id,
+            metadata=metadata,
+        )
+        self.entries.append(entry)
+
+    def audit_channel(self, action: Action, channel_id: str, *, metadata: dict[str, str] | None = None) -> None:
+        """An entry for what no client's event asked for."""
+        entry = new_entry(
+            action,
+            time_us=self.time_us,
+            uuid=str(uuid4()),
+            actor=self.actor,
+            channel_id=channel_id,
+            metadata=metadata,
+        )
+        self.entries.append(entry)
+
+
+Apply = Callable[[Effect], Awaitable[Outcome]]
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """A transaction to be run. `apply` may run more than once and must keep nothing outside the `Effect`."""
+
+    apply: Apply
+    actor: str
+    time_us: int
+    done: trio.Event = field(default_factory=trio.Event)
+    outcome: Outcome = field(default_factory=lambda: Outcome.refused(INTERNAL_ERROR))
+
+
+class EffectWorker:
+    """One of the workers. Owner: root nursery; ends when the queue's send ends are closed."""
+
+    def __init__(
+        self,
+        own: OwnConnection,
+        *,
+        key: SecretKey,
+        directory: Directory,
+        work: trio.MemoryReceiveChannel[Work],
+        dispatcher: trio.MemorySendChannel[Batch],
+        producer: Producer,
+    ) -> None:
+        self._own = own
+        self._key = key
+        self._directory = directory
+        self._work = work
+        self._dispatcher = dispatcher
+        self._producer = producer
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Takes work until there will be none."""
+        task_status.started()
+        try:
+            async with self._work, self._dispatcher:
+                async for work in self._work:
+                    await self._perform(work)
+        finally:
+            self._producer.close()
+            self._own.close()
+
+    async def _perform(self, work: Work) -> None:
+        effect = None
+        try:
+            effect, work.outcome = await self._transact(work)
+        except (PostgresError, ConnectionLost, StoreError) as error:
+            log.error("an event could not be stored", error=str(error), kind=type(error).__name__)
+        if effect is None:
+            work.done.set()
+            return
+        passed = trio.Event() if any(isinstance(item, Left) for item in effect.items) else None
+        for invalidate in effect.invalidations:
+            invalidate(self._directory)
+        if effect.items:
+            await self._dispatcher.send(Batch(effect.items, passed))
+        if passed is not None:
+            await passed.wait()
+        work.done.set()
+        await hand_over(self._producer, effect.entries)
+
+    async def _transact(self, work: Work) -> tuple[Effect | None, Outcome]:
+        """(what was committed or None, the outcome). Tries again where that can help."""
+        for attempt in range(1, TRIES_MAX + 1):
+            effect = None
+            try:
+                con = await self._own.get()
+                async with con.transaction():
+                    xid = int(await con.fetchval("SELECT pg_current_xact_id()::text"))
+                    effect = Effect(con, self._key, work.actor, work.time_us, xid)
+                    outcome = await work.apply(effect)
+                    await outbox.insert(con, effect.entries)
+                return effect, outcome
+            except Ended as ended:
+                return None, ended.outcome
+            except CommitOutcomeUnknown:
+                assert effect is not None
+                if await committed(self._own, effect.xid):
+                    return effect, outcome
+                metrics.COMMIT_RETRIES.labels("unknown_outcome").inc()
+            except (DeadlockDetectedError, SerializationError):
+                metrics.COMMIT_RETRIES.labels("conflict").inc()
+                if attempt == TRIES_MAX:
+                    raise
+                await trio.sleep(RETRY_SECONDS * attempt)
+            except ConnectionLost:
+                # COMMIT was not sent: nothing has happened, and the next connection may work.
+                metrics.COMMIT_RETRIES.labels("connection_lost").inc()
+                if attempt == TRIES_MAX:
+                    raise
+        return None, Outcome.refused(INTERNAL_ERROR)

@@ -1,0 +1,259 @@
+"""The door that WebSocket and HTTP share: admit an event, get it committed, learn what became of it.
+
+`Ingest` owns two queues. Plain events go to the commit task, which stores many at once; events with effects go to the
+effect workers. The tasks themselves are started and owned by the root nursery (`tasks`). Ephemeral events are handed
+to the fan-out directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+
+from relay import metrics
+from relay.access.directory import Directory
+from relay.access.identity import Caller
+from relay.asyncpg_trio import Pool
+from relay.asyncpg_trio.errors import ConnectionLost, PoolTimeout, PostgresError
+from relay.audit.entry import Action, Entry
+from relay.audit.worker import AuditWorker
+from relay.config import Settings
+from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, StoreBusy, StoreError, StoreGone
+from relay.fanout.hub import Hub
+from relay.fanout.items import Batch, Live
+from relay.ingest import content, groups
+from relay.ingest.admit import Admitter, refusal_reason
+from relay.ingest.commit import CommitTask, Submission
+from relay.ingest.dms import DmOpened, OpenDm
+from relay.ingest.effects import Apply, Effect, EffectWorker, Work
+from relay.ingest.notes import Notes
+from relay.ingest.types import STORED, Admission, Door, Outcome, Route, Ticket
+from relay.nostr import kinds
+from relay.nostr.event import Event
+from relay.nostr.keys import SecretKey
+from relay.nostr.kinds import kind_label
+from relay.store import channels
+from relay.store.own_connection import Connect, OwnConnection
+
+__all__ = ["Ingest"]
+
+log = structlog.get_logger()
+
+NOTES_SECONDS = 15
+
+EffectHandler = Callable[[Effect, Admission], Awaitable[Outcome]]
+Task = Callable[..., Awaitable[None]]
+
+
+class Waiter:
+    """A ticket for one task that waits: the HTTP door, and sessions that must not go on."""
+
+    def __init__(self) -> None:
+        self.owner: Any = self
+        self.outcome: Outcome | None = None
+        self._done = trio.Event()
+
+    def resolve(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._done.set()
+
+    def flush_replies(self) -> None:
+        """Nothing to write: whoever waits is woken by `resolve`."""
+
+    async def wait(self) -> Outcome:
+        await self._done.wait()
+        assert self.outcome is not None
+        return self.outcome
+
+
+class Ingest:
+    """See the module. Constructed before its tasks run; `now_us` is microseconds since the epoch."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        pool: Pool,
+        connect: Connect,
+        directory: Directory,
+        hub: Hub,
+        audit: AuditWorker,
+        key: SecretKey,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._connect = connect
+        self._directory = directory
+        self._hub = hub
+        self._audit = audit
+        self._key = key
+        self._now_us = now_us
+        self._admitter = Admitter(settings, directory, pool, now_us)
+        self._notes = Notes()
+        self._closed = False
+        self._dispatcher = hub.dispatcher()
+        self._plain_in, self._plain_out = trio.open_memory_channel[Submission](settings.commit_queue)
+        self._work_in, self._work_out = trio.open_memory_channel[Work](settings.effect_workers)
+        self._handlers: dict[int, EffectHandler] = {
+            **groups.HANDLERS,
+            **content.HANDLERS,
+            kinds.PROFILE: partial(content.save_profile, domain=settings.relay_host),
+        }
+
+    # -- the way of one event ------------------------------------------------------------------------------------
+
+    async def admit(self, event: Event, caller: Caller, door: Door) -> Refusal | Admission:
+        """Whether the event may go on. Usually does not suspend: the caches know.
+
+        Never raises for what a client or the store does: a store that cannot be asked is a refusal too.
+        """
+        metrics.EVENTS_RECEIVED.labels(kind_label(event.kind)).inc()
+        if self._closed:
+            return self._refused(SHUTTING_DOWN)
+        try:
+            found = await self._admitter.admit(event, caller, door)
+        except (PostgresError, ConnectionLost, PoolTimeout, StoreError) as error:
+            log.warning("admission could not ask the store", error=str(error), kind=type(error).__name__)
+            return self._refused(INTERNAL_ERROR)
+        return self._refused(found) if isinstance(found, Refusal) else found
+
+    @staticmethod
+    def _refused(refusal: Refusal) -> Refusal:
+        metrics.EVENTS_REJECTED.labels(refusal_reason(refusal)).inc()
+        return refusal
+
+    async def enqueue(self, admission: Admission, ticket: Ticket) -> None:
+        """Queues a plain event; waits for room. The ticket is resolved by the commit task, in the order of this call.
+
+        Cancellation: either the event is queued or it is not.
+        """
+        assert admission.route is Route.PLAIN
+        await self._plain_in.send(Submission(admission, ticket))
+
+    async def perform(self, admission: Admission) -> Outcome:
+        """Takes an admitted event to its end. Cancellation: the caller stops waiting, the event goes its way."""
+        if admission.route is Route.PLAIN:
+            waiter = Waiter()
+            await self.enqueue(admission, waiter)
+            outcome = await waiter.wait()
+        elif admission.route is Route.EPHEMERAL:
+            live = Live(admission.event, admission.channel_id, None)
+            await self._dispatcher.send(Batch([live]))
+            outcome = STORED
+        else:
+            outcome = await self._run(
+                partial(self._apply, admission=admission), admission.caller.pubkey, admission.time_us
+            )
+        if outcome.refusal is not None:
+            self._refused(outcome.refusal)
+        return outcome
+
+    async def submit(self, event: Event, caller: Caller, door: Door) -> Outcome:
+        """Admits and performs."""
+        admission = await self.admit(event, caller, door)
+        if isinstance(admission, Refusal):
+            return Outcome.refused(admission)
+        return await self.perform(admission)
+
+    async def _apply(self, effect: Effect, *, admission: Admission) -> Outcome:
+        outcome = await self._handlers[admission.event.kind](effect, admission)
+        if admission.touches_ttl and admission.channel_id is not None:
+            await channels.touch_ttl(effect.con, [admission.channel_id])
+        return outcome
+
+    async def _run(self, apply: Apply, actor: str, time_us: int) -> Outcome:
+        work = Work(apply, actor, time_us)
+        await self._work_in.send(work)
+        await work.done.wait()
+        return work.outcome
+
+    # -- what is not an event ------------------------------------------------------------------------------------
+
+    async def open_dm(self, caller: Caller, pubkeys: Iterable[str], *, announce: bool = True) -> DmOpened | Refusal:
+        """Opens or creates the DM of the caller with these keys (all valid hex, caller not needed among them)."""
+        if self._closed:
+            return SHUTTING_DOWN
+        opening = OpenDm(caller.pubkey, pubkeys, announce=announce)
+        outcome = await self._run(opening, caller.pubkey, self._now_us())
+        if opening.result is None or not outcome.accepted:
+            return outcome.refusal or INTERNAL_ERROR
+        return opening.result
+
+    async def record(self, entries: Sequence[Entry]) -> None:
+        """Makes audit entries durable with the next group commit.
+
+        Raises:
+            StoreGone: They could not be stored.
+        """
+        submission = Submission(None, None, list(entries), trio.Event())
+        await self._plain_in.send(submission)
+        assert submission.done is not None
+        await submission.done.wait()
+        if submission.failed:
+            raise StoreGone("the audit entry could not be stored")
+
+    def note(self, action: Action, who: str, reason: str) -> None:
+        """Counts a refusal for the audit log. Never waits."""
+        self._notes.add(action, who, reason, self._now_us())
+
+    # -- tasks and the end ---------------------------------------------------------------------------------------
+
+    def tasks(self) -> list[tuple[str, Task]]:
+        """(name, async function with `task_status`) of the commit task and the effect workers, for the root nursery."""
+        commit = CommitTask(
+            self._own("commit task"),
+            directory=self._directory,
+            submissions=self._plain_out,
+            dispatcher=self._hub.dispatcher(),
+            producer=self._audit.producer(),
+            batch_max=self._settings.commit_batch,
+        )
+        tasks: list[tuple[str, Task]] = [("commit task", commit.run)]
+        for number in range(1, self._settings.effect_workers + 1):
+            worker = EffectWorker(
+                self._own(f"effect worker {number}"),
+                key=self._key,
+                directory=self._directory,
+                work=self._work_out.clone(),
+                dispatcher=self._hub.dispatcher(),
+                producer=self._audit.producer(),
+            )
+            tasks.append((f"effect worker {number}", worker.run))
+        self._work_out.close()
+        return tasks
+
+    def _own(self, name: str) -> OwnConnection:
+        return OwnConnection(self._connect, name=name, patience_seconds=self._settings.pool_acquire_seconds)
+
+    async def run_notes(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Writes the counted refusals now and then. Owner: root nursery; ends by cancellation."""
+        task_status.started()
+        while True:
+            await trio.sleep(NOTES_SECONDS)
+            if entries := self._notes.take(self._now_us()):
+                await self._record_or_log(entries)
+
+    async def _record_or_log(self, entries: list[Entry]) -> None:
+        try:
+            await self.record(entries)
+        except (StoreGone, StoreBusy) as error:
+            log.warning("counted refusals could not be stored", entries=len(entries), error=str(error))
+
+    def close(self) -> None:
+        """From now on nothing new is admitted; what was admitted goes on."""
+        self._closed = True
+
+    def finish(self) -> None:
+        """No more submissions will come: queues the last counts, and the tasks end when their queues are empty."""
+        if entries := self._notes.take(self._now_us(), everything=True):
+            try:
+                self._plain_in.send_nowait(Submission(None, None, entries))
+            except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+                log.warning("counted refusals could not be stored", entries=len(entries))
+        self._plain_in.close()
+        self._work_in.close()
+        self._dispatcher.close()

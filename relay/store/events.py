@@ -1,0 +1,234 @@
+"""Events: storing them once, replacing what they replace, finding them again.
+
+Two ways in. `insert_batch` stores many plain events in one statement that checks channel and membership again, because
+admission decided from a cache. `insert_one` stores an event whose effects belong to the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from relay.asyncpg_trio import Connection
+from relay.nostr.event import Event
+from relay.nostr.kinds import is_addressable
+from relay.store.channels import Database
+
+_COLUMNS = "id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json"
+
+# One row an event; `member` is the key whose membership counts, NULL where none is asked for (a proxy, a global event).
+_INSERT_BATCH = f"""
+WITH input AS MATERIALIZED (
+    SELECT i.id, i.pubkey, i.created_at, i.kind, i.tags, i.content, i.sig, i.channel_id, i.d_tag,
+           i.tag_values::text[] AS tag_values, i.signed_json, i.member
+    FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::int[], $5::jsonb[], $6::text[], $7::bytea[], $8::uuid[],
+                $9::text[], $10::text[], $11::bytea[], $12::bytea[])
+         AS i(id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json, member)
+), inserted AS (
+    INSERT INTO events ({_COLUMNS})
+    SELECT {_COLUMNS} FROM input i
+    WHERE i.channel_id IS NULL OR EXISTS (
+        SELECT 1 FROM channels c WHERE c.id = i.channel_id AND c.deleted_at IS NULL AND c.archived_at IS NULL
+        AND (c.visibility = 'open' OR i.member IS NULL OR EXISTS (
+            SELECT 1 FROM channel_members m
+            WHERE m.channel_id = i.channel_id AND m.pubkey = i.member AND m.removed_at IS NULL)))
+    ORDER BY i.created_at, i.id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), mentioned AS (
+    INSERT INTO event_mentions (pubkey, event_id, created_at, kind, channel_id)
+    SELECT m.pubkey, m.event_id, i.created_at, i.kind, i.channel_id
+    FROM unnest($13::bytea[], $14::bytea[]) AS m(pubkey, event_id)
+    JOIN inserted n ON n.id = m.event_id JOIN input i ON i.id = m.event_id
+    ON CONFLICT DO NOTHING
+)
+SELECT array_agg(encode(id, 'hex')), pg_current_xact_id()::text FROM inserted"""
+
+_INSERT_ONE = f"""
+WITH inserted AS (
+    INSERT INTO events ({_COLUMNS})
+    VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10::text::text[], $11)
+    ON CONFLICT (id) DO NOTHING RETURNING id
+), mentioned AS (
+    INSERT INTO event_mentions (pubkey, event_id, created_at, kind, channel_id)
+    SELECT DISTINCT m.pubkey, n.id, $3::bigint, $4::int, $8::uuid FROM unnest($12::bytea[]) AS m(pubkey), inserted n
+)
+SELECT count(*) FROM inserted"""
+
+_LOCK_REPLACEABLE = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
+
+_NEWEST = """
+SELECT encode(id, 'hex') AS id, created_at FROM events
+WHERE kind = $1 AND pubkey = $2 AND deleted_at IS NULL AND channel_id IS NOT DISTINCT FROM $3
+  AND ($4::text IS NULL OR d_tag = $4)
+ORDER BY created_at DESC, id LIMIT 1"""
+
+_SUPERSEDE = """
+UPDATE events SET deleted_at = now()
+WHERE kind = $1 AND pubkey = $2 AND deleted_at IS NULL AND channel_id IS NOT DISTINCT FROM $3
+  AND ($4::text IS NULL OR d_tag = $4)"""
+
+_GET = """
+SELECT encode(id, 'hex') AS id, encode(pubkey, 'hex') AS pubkey, kind, channel_id::text, created_at, signed_json,
+       deleted_at IS NOT NULL AS deleted
+FROM events WHERE id = $1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An event on its way into the table. `member`: whose membership of a private channel is checked again."""
+
+    event: Event
+    channel_id: str | None
+    member: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """What effects need to know of a stored event."""
+
+    id: str
+    pubkey: str
+    kind: int
+    channel_id: str | None
+    created_at: int
+    signed_json: bytes
+    deleted: bool
+
+
+def d_tag(event: Event) -> str | None:
+    """The `d` value of an addressable event (empty where it has none), None for every other kind."""
+    return (event.first_tag("d") or "") if is_addressable(event.kind) else None
+
+
+def tag_values(event: Event, channel_id: str | None) -> str:
+    """The single-letter tags as a text[] literal of `x:value`; the `h` that names the channel itself is left out."""
+    values = {
+        f"{tag[0]}:{tag[1]}"
+        for tag in event.tags
+        if len(tag) > 1 and len(tag[0]) == 1 and tag[0].isascii() and tag[0].isalpha()
+    }
+    if channel_id is not None:
+        values.discard(f"h:{channel_id}")
+    if not values:
+        return "{}"
+    quoted = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return '{"' + '","'.join(quoted) + '"}'
+
+
+async def insert_batch(con: Connection, rows: Sequence[Row]) -> tuple[set[str], int]:
+    """Stores plain events in one statement and returns the ids that are new, and the transaction's xid8.
+
+    An id that is missing from the answer was stored before, or lost its access since it was admitted: `known` tells
+    which. No id may stand twice in `rows`. Rows go in by (created_at, id), so that two relays cannot deadlock.
+    """
+    events = [row.event for row in rows]
+    mentions = [(key, event.id) for event in events for key in set(event.p_tags())]
+    found = await con.fetchrow(
+        _INSERT_BATCH,
+        [bytes.fromhex(event.id) for event in events],
+        [bytes.fromhex(event.pubkey) for event in events],
+        [event.created_at for event in events],
+        [event.kind for event in events],
+        [orjson.dumps(event.tags).decode() for event in events],
+        [event.content for event in events],
+        [bytes.fromhex(event.sig) for event in events],
+        [row.channel_id for row in rows],
+        [d_tag(event) for event in events],
+        [tag_values(row.event, row.channel_id) for row in rows],
+        [event.json for event in events],
+        [None if row.member is None else bytes.fromhex(row.member) for row in rows],
+        [bytes.fromhex(key) for key, _ in mentions],
+        [bytes.fromhex(event_id) for _, event_id in mentions],
+    )
+    assert found is not None
+    return set(found[0] or ()), int(found[1])
+
+
+async def insert_one(con: Connection, event: Event, channel_id: str | None) -> bool:
+    """Stores one event with its mentions; False where the id is already there."""
+    stored = await con.fetchval(
+        _INSERT_ONE,
+        bytes.fromhex(event.id),
+        bytes.fromhex(event.pubkey),
+        event.created_at,
+        event.kind,
+        orjson.dumps(event.tags).decode(),
+        event.content,
+        bytes.fromhex(event.sig),
+        channel_id,
+        d_tag(event),
+        tag_values(event, channel_id),
+        event.json,
+        [bytes.fromhex(key) for key in set(event.p_tags())],
+    )
+    return bool(stored)
+
+
+async def known(db: Database, ids: Iterable[str]) -> set[str]:
+    """Those of the ids that are stored, deleted ones included."""
+    rows = await db.fetch(
+        "SELECT encode(id, 'hex') FROM events WHERE id = ANY($1::bytea[])",
+        [bytes.fromhex(event_id) for event_id in ids],
+    )
+    return {row[0] for row in rows}
+
+
+async def get(db: Database, event_id: str) -> StoredEvent | None:
+    """One event by id, deleted or not."""
+    row = await db.fetchrow(_GET, bytes.fromhex(event_id))
+    if row is None:
+        return None
+    return StoredEvent(
+        row["id"], row["pubkey"], row["kind"], row["channel_id"], row["created_at"], row["signed_json"], row["deleted"]
+    )
+
+
+async def replace(con: Connection, event: Event, channel_id: str | None) -> bool:
+    """Stores a replaceable or addressable event in place of the older one (NIP-01).
+
+    The newest `created_at` wins, of equals the lowest id. Several statements; the caller's transaction holds the
+    key's lock until it ends. Returns False where the event lost, or is stored already.
+    """
+    d = d_tag(event)
+    key = (event.kind, bytes.fromhex(event.pubkey), channel_id, d)
+    await con.execute(_LOCK_REPLACEABLE, f"{event.kind}:{event.pubkey}:{channel_id}:{d}")
+    newest = await con.fetchrow(_NEWEST, *key)
+    if newest is not None and (-newest["created_at"], newest["id"]) <= (-event.created_at, event.id):
+        return False
+    await con.execute(_SUPERSEDE, *key)
+    return await insert_one(con, event, channel_id)
+
+
+async def newest_of_kinds(con: Connection, pubkey: str, channel_id: str, kinds: Sequence[int]) -> dict[int, int]:
+    """The newest `created_at` by kind of one author in one channel."""
+    rows = await con.fetch(
+        "SELECT kind, max(created_at) FROM events WHERE channel_id = $1 AND kind = ANY($2::int[]) AND pubkey = $3 "
+        "AND deleted_at IS NULL GROUP BY kind",
+        channel_id,
+        list(kinds),
+        bytes.fromhex(pubkey),
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def supersede(con: Connection, kinds: Sequence[int], pubkey: str, channel_id: str) -> None:
+    """Marks the live events of these kinds, of one author in one channel, as replaced."""
+    await con.execute(
+        "UPDATE events SET deleted_at = now() WHERE kind = ANY($1::int[]) AND pubkey = $2 AND channel_id = $3 "
+        "AND deleted_at IS NULL",
+        list(kinds),
+        bytes.fromhex(pubkey),
+        channel_id,
+    )
+
+
+async def mark_deleted(con: Connection, event_id: str) -> bool:
+    """Soft-deletes an event; False where it already was."""
+    done = await con.fetchval(
+        "UPDATE events SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL RETURNING true",
+        bytes.fromhex(event_id),
+    )
+    return bool(done)

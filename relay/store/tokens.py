@@ -1,0 +1,150 @@
+"""API tokens: made, looked up by their hash, listed, revoked.
+
+The text of a token exists here only while it is made. What is kept is its SHA-256, which needs no salt: 32 random
+bytes cannot be guessed from it. Whether a token has expired is answered by the database's clock, the same for all.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, auto
+from hashlib import sha256
+from typing import Any, Final
+
+from relay.asyncpg_trio import Connection
+from relay.store.channels import Database
+
+PREFIX: Final = "sprout_"
+_FORMAT: Final = re.compile(r"sprout_[0-9a-f]{64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token without its text. Times are aware and in UTC; `expired` is as of the statement that read it."""
+
+    id: str
+    hash: bytes
+    owner: str
+    name: str
+    scopes: tuple[str, ...]
+    channel_ids: tuple[str, ...] | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+    expired: bool
+
+
+class Revocation(Enum):
+    """How `revoke` ended."""
+
+    DONE = auto()
+    ALREADY = auto()
+    UNKNOWN = auto()
+
+
+_COLUMNS = (
+    "id::text, token_hash, encode(owner_pubkey, 'hex') AS owner, name, scopes, channel_ids::text[] AS channel_ids, "
+    "created_at, expires_at, last_used_at, revoked_at, coalesce(expires_at < now(), false) AS expired"
+)
+
+# One statement for look-up and debounced "last used". The owner needs no upsert: the foreign key says the row is there.
+# Both parts see the same snapshot, so what is returned is the row from before the update.
+_LOOK_UP = f"""
+WITH used AS (
+    UPDATE api_tokens SET last_used_at = now()
+    WHERE $2 AND token_hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at >= now())
+)
+SELECT {_COLUMNS} FROM api_tokens WHERE token_hash = $1"""
+
+_MINT = f"""
+INSERT INTO api_tokens (token_hash, owner_pubkey, name, scopes, channel_ids, expires_at)
+VALUES ($1, $2, $3, $4, $5::text[]::uuid[], now() + make_interval(days => $6))
+RETURNING {_COLUMNS}"""
+
+_LIST = f"""
+SELECT {_COLUMNS} FROM api_tokens
+WHERE $1 OR (revoked_at IS NULL AND (expires_at IS NULL OR expires_at >= now()))
+ORDER BY created_at DESC, id LIMIT $2"""
+
+_REVOKE = """
+WITH done AS (UPDATE api_tokens SET revoked_at = now() WHERE id = $1::text::uuid AND revoked_at IS NULL RETURNING id)
+SELECT EXISTS (SELECT 1 FROM done) AS done, EXISTS (SELECT 1 FROM api_tokens WHERE id = $1::text::uuid) AS known"""
+
+
+def new_text() -> str:
+    """A fresh token: `sprout_` and 64 hex digits from the system's random source."""
+    return PREFIX + secrets.token_hex(32)
+
+
+def is_well_formed(text: str) -> bool:
+    return _FORMAT.fullmatch(text) is not None
+
+
+def digest(text: str) -> bytes:
+    """What is kept of a token: SHA-256 over its whole text."""
+    return sha256(text.encode()).digest()
+
+
+def _token(row: Any) -> Token:
+    channel_ids = row["channel_ids"]
+    return Token(
+        row["id"],
+        row["token_hash"],
+        row["owner"],
+        row["name"],
+        tuple(row["scopes"]),
+        None if channel_ids is None else tuple(channel_ids),
+        row["created_at"],
+        row["expires_at"],
+        row["last_used_at"],
+        row["revoked_at"],
+        row["expired"],
+    )
+
+
+async def look_up(db: Database, token_hash: bytes, *, touch: bool = False) -> Token | None:
+    """The token with this hash, revoked and expired ones too; `touch` stamps `last_used_at` if it is valid."""
+    row = await db.fetchrow(_LOOK_UP, token_hash, touch)
+    return None if row is None else _token(row)
+
+
+async def mint(
+    con: Connection,
+    *,
+    text: str,
+    owner: str,
+    name: str,
+    scopes: Sequence[str],
+    channel_ids: Sequence[str] | None,
+    expires_days: int | None,
+) -> Token:
+    """Stores a new token. The owner must have a row in `users`, and the caller has decided that all this may be."""
+    row = await con.fetchrow(
+        _MINT,
+        digest(text),
+        bytes.fromhex(owner),
+        name,
+        list(scopes),
+        None if channel_ids is None else list(channel_ids),
+        expires_days,
+    )
+    return _token(row)
+
+
+async def newest(db: Database, *, with_dead: bool = False, limit: int = 1000) -> list[Token]:
+    """Tokens, newest first; `with_dead` adds those that are revoked or expired."""
+    return [_token(row) for row in await db.fetch(_LIST, with_dead, limit)]
+
+
+async def revoke(db: Database, token_id: str) -> Revocation:
+    """Ends a token for ever. In force for every HTTP request whose look-up begins after this returns."""
+    row = await db.fetchrow(_REVOKE, token_id)
+    assert row is not None
+    if row["done"]:
+        return Revocation.DONE
+    return Revocation.ALREADY if row["known"] else Revocation.UNKNOWN
