@@ -54,7 +54,10 @@ async def test_create_again_is_refused_and_the_same_event_is_a_duplicate(migrate
         ([["name", "n"], ["channel_type", "dm"]], "invalid channel_type: dm"),
         ([["name", "n"], ["ttl", "-1"]], "invalid: invalid ttl value: -1 (must be a positive integer of seconds)"),
         ([["name", "n" * 256]], "invalid: channel name exceeds 255 characters"),
-        ([["name", "n"], ["h", "00000000-0000-0000-0000-000000000000"]], "invalid: channel id must not be the nil UUID"),
+        (
+            [["name", "n"], ["h", "00000000-0000-0000-0000-000000000000"]],
+            "invalid: channel id must not be the nil UUID",
+        ),
     ],
 )
 async def test_create_refusals(migrated_dsn: str, tags: list[list[str]], text: str) -> None:
@@ -87,7 +90,9 @@ async def test_join_and_leave(migrated_dsn: str) -> None:
         assert (await core.submit(ALICE, ALICE.sign(9022, tags=[["h", CHANNEL]]))).message == (
             "invalid: cannot remove the last owner"
         )
-        rows = await core.pool.fetch("SELECT kind, created_at, deleted_at IS NULL AS live FROM events WHERE kind = 39002")
+        rows = await core.pool.fetch(
+            "SELECT kind, created_at, deleted_at IS NULL AS live FROM events WHERE kind = 39002"
+        )
         times = sorted(row["created_at"] for row in rows)
         assert len(set(times)) == len(times) == 3
         assert [row["created_at"] for row in rows if row["live"]] == [times[-1]]
@@ -136,9 +141,12 @@ async def test_roles_are_given_and_taken_by_those_who_may(migrated_dsn: str) -> 
         assert (await core.add(ALICE, BOB, "king")).message == "invalid: invalid role: king"
         # Without a role an existing member keeps the one he has.
         assert (await core.add(CAROL, BOB)).accepted
-        assert await core.pool.fetchval(
-            "SELECT role::text FROM channel_members WHERE pubkey = $1", bytes.fromhex(BOB.pubkey)
-        ) == "admin"
+        assert (
+            await core.pool.fetchval(
+                "SELECT role::text FROM channel_members WHERE pubkey = $1", bytes.fromhex(BOB.pubkey)
+            )
+            == "admin"
+        )
 
 
 async def test_removal_needs_rights_and_a_member(migrated_dsn: str) -> None:
@@ -169,11 +177,16 @@ async def test_agents_decide_who_adds_them(migrated_dsn: str) -> None:
             ("owner_only", CAROL, "invalid: policy:owner_only — only the agent owner can add this agent"),
             ("owner_only", ALICE, ""),
         ]:
-            await core.pool.execute("INSERT INTO users (pubkey) VALUES ($1) ON CONFLICT DO NOTHING", bytes.fromhex(ALICE.pubkey))
+            await core.pool.execute(
+                "INSERT INTO users (pubkey) VALUES ($1) ON CONFLICT DO NOTHING", bytes.fromhex(ALICE.pubkey)
+            )
             await core.pool.execute(
                 "INSERT INTO users (pubkey, channel_add_policy, agent_owner_pubkey) VALUES ($1, $2, $3) "
                 "ON CONFLICT (pubkey) DO UPDATE SET channel_add_policy = $2, agent_owner_pubkey = $3",
-                bytes.fromhex(BOB.pubkey), policy, owner and bytes.fromhex(owner.pubkey))
+                bytes.fromhex(BOB.pubkey),
+                policy,
+                owner and bytes.fromhex(owner.pubkey),
+            )
             assert (await core.add(ALICE, BOB)).message == text
 
 
@@ -185,10 +198,14 @@ async def test_every_stored_event_has_one_audit_entry_and_the_chain_holds(migrat
         await core.submit(BOB, BOB.sign(9022, tags=[["h", CHANNEL]]))
     con = await connect(migrated_dsn)
     assert await con.fetchval("SELECT count(*) FROM audit_outbox") == 0
-    assert await con.fetchval(
-        "SELECT count(*) FROM events e FULL JOIN (SELECT event_id, count(*) AS n FROM audit_log "
-        "WHERE action = 'event_created' GROUP BY event_id) a ON a.event_id = encode(e.id, 'hex') "
-        "WHERE e.id IS NULL OR a.n IS DISTINCT FROM 1") == 0
+    assert (
+        await con.fetchval(
+            "SELECT count(*) FROM events e FULL JOIN (SELECT event_id, count(*) AS n FROM audit_log "
+            "WHERE action = 'event_created' GROUP BY event_id) a ON a.event_id = encode(e.id, 'hex') "
+            "WHERE e.id IS NULL OR a.n IS DISTINCT FROM 1"
+        )
+        == 0
+    )
     report = await verify(con)
     assert report.ok, report.summary()
     con.terminate()

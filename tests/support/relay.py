@@ -18,64 +18,52 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, connect_websocket
 
 from relay.access.authenticate import Authenticator
-from relay.access.directory import Directory
-from relay.asyncpg_trio import Pool, connect
-from relay.audit.sink import PoolSink
-from relay.audit.worker import AuditWorker
-from relay.config import Settings
-from relay.fanout.hub import Hub
-from relay.ingest.pipeline import Ingest
-from relay.nostr.event import Event, sign_event
-from relay.nostr.keys import SecretKey
-from relay.store import members
+from relay.nostr.event import Event
 from relay.websocket.endpoint import WebSocketEndpoint
 from relay.websocket.head import RequestHead
+from tests.support.core import Core, Person, running_core
 
 RELAY_URL = "ws://localhost:3000"
-SECONDS = 10
+SECONDS = 15
 """Far more than any answer takes, so that a fault is a failure and not a hang."""
 
 
 @dataclass
 class RelayUnderTest:
-    settings: Settings
-    pool: Pool
-    hub: Hub
-    directory: Directory
-    ingest: Ingest
+    core: Core
     endpoint: WebSocketEndpoint
     port: int
     nursery: trio.Nursery
-    key: SecretKey
-    errors: list[BaseException] = field(default_factory=list)
+    # The server's side of every connection, in order of arrival.
+    accepted: list[trio.SocketStream] = field(default_factory=list)
 
-    async def connect(self, key: SecretKey | None = None, **options: Any) -> Client:
-        """A connection, logged in if there is a key."""
+    async def connect(self, person: Person | None = None, **options: Any) -> Client:
+        """A connection, logged in if there is a person."""
         websocket = await connect_websocket(
             self.nursery, "127.0.0.1", self.port, "/", use_ssl=False, **{"max_message_size": 8 << 20, **options}
         )
         client = Client(websocket)
         client.challenge = (await client.expect("AUTH"))[1]
-        if key is not None:
-            assert (await client.log_in(key))[2:] == [True, ""]
+        if person is not None:
+            assert (await client.log_in(person))[2:] == [True, ""]
         return client
 
-    async def channel(self, owner: SecretKey, *others: SecretKey, visibility: str = "private") -> str:
-        """A channel straight in the store, before anything could have cached it."""
-        channel_id: str = await self.pool.fetchval(
+    async def channel(self, owner: Person, *others: Person, visibility: str = "private") -> str:
+        """A channel straight in the store, without the events that creating one makes, and with nothing cached of it."""
+        channel_id: str = await self.core.pool.fetchval(
             "INSERT INTO channels (name, visibility, created_by) VALUES ('c', $1::channel_visibility, $2)"
             " RETURNING id::text",
             visibility,
-            bytes.fromhex(owner.public_hex),
+            bytes.fromhex(owner.pubkey),
         )
-        for key, role in ((owner, "owner"), *((other, "member") for other in others)):
-            await self.pool.execute(
+        for person, role in ((owner, "owner"), *((other, "member") for other in others)):
+            await self.core.pool.execute(
                 "INSERT INTO channel_members (channel_id, pubkey, role) VALUES ($1, $2, $3::member_role)",
                 channel_id,
-                bytes.fromhex(key.public_hex),
+                bytes.fromhex(person.pubkey),
                 role,
             )
-        self.directory.clear()
+        self.core.directory.clear()
         return channel_id
 
 
@@ -123,8 +111,8 @@ class Client:
                 assert end.reason is not None
                 return end.reason.code, end.reason.reason
 
-    async def log_in(self, key: SecretKey, **overrides: Any) -> list[Any]:
-        await self.send("AUTH", fields(auth_event(key, self.challenge, **overrides)))
+    async def log_in(self, person: Person, **overrides: Any) -> list[Any]:
+        await self.send("AUTH", fields(auth_event(person, self.challenge, **overrides)))
         return await self.expect("OK")
 
     async def publish(self, event: Event) -> list[Any]:
@@ -143,65 +131,39 @@ def fields(event: Event) -> dict[str, Any]:
     return found
 
 
-def auth_event(key: SecretKey, challenge: str, *, relay: str = RELAY_URL, tags: list[list[str]] | None = None) -> Event:
-    own = [["relay", relay], ["challenge", challenge], *(tags or [])]
-    return sign_event(key, created_at=int(time.time()), kind=22242, tags=own, content="")
+def auth_event(
+    person: Person, challenge: str, *, relay: str = RELAY_URL, tags: list[list[str]] | None = None, kind: int = 22242
+) -> Event:
+    return person.sign(kind, tags=[["relay", relay], ["challenge", challenge], *(tags or [])])
 
 
-def message(key: SecretKey, channel_id: str, content: str, *, created_at: int | None = None) -> Event:
+def message(person: Person, channel_id: str, content: str, *, at: int | None = None) -> Event:
     """A kind 9 in a channel."""
-    return sign_event(key, created_at=created_at or int(time.time()), kind=9, tags=[["h", channel_id]], content=content)
+    return person.sign(9, content, [["h", channel_id]], at)
 
 
-def note(key: SecretKey, content: str, *, created_at: int | None = None) -> Event:
-    """A kind 1, which belongs to no channel."""
-    return sign_event(key, created_at=created_at or int(time.time()), kind=1, tags=[], content=content)
-
-
-def secret(number: int) -> SecretKey:
-    """The same key for the same number."""
-    return SecretKey(number.to_bytes(32, "big"))
+def now() -> int:
+    return int(time.time())
 
 
 @asynccontextmanager
 async def serving(
-    dsn: str, *, wrap: Callable[[trio.SocketStream], trio.SocketStream] | None = None, **overrides: Any
+    dsn: str, *, prepare: Callable[[trio.SocketStream], None] | None = None, **settings: Any
 ) -> AsyncIterator[RelayUnderTest]:
-    """The relay; ends with the block. `wrap` gets every accepted stream, for what a test wants of its socket."""
-    settings = Settings(**{"relay_url": RELAY_URL, "effect_workers": 2, **overrides})
-    key = secret(999)
-    async with Pool(dsn) as pool, trio.open_nursery() as nursery:
-        hub = Hub(partial(members.audiences, pool), queue=settings.fanout_queue)
-        directory = Directory(pool, settings)
-        audit = AuditWorker(PoolSink(pool), capacity=settings.audit_queue)
-        ingest = Ingest(
-            settings,
-            pool=pool,
-            connect=partial(connect, dsn),
-            directory=directory,
-            hub=hub,
-            audit=audit,
-            key=key,
-            now_us=lambda: time.time_ns() // 1000,
-        )
-        authenticator = Authenticator(pool, settings, settings.relay_url)
-        endpoint = WebSocketEndpoint(settings, hub, ingest, authenticator, directory, pool)
-        tasks = ingest.tasks()
-        await nursery.start(audit.run)
-        await nursery.start(hub.run)
-        await nursery.start(hub.run_loader)
-        for _, task in tasks:
-            await nursery.start(task)
+    """The relay; ends with the block. `prepare` gets every accepted stream, for what a test wants of its socket."""
+    async with running_core(dsn, relay_url=RELAY_URL, **settings) as core, trio.open_nursery() as nursery:
+        authenticator = Authenticator(core.pool, core.settings, core.settings.relay_url)
+        endpoint = WebSocketEndpoint(core.settings, core.hub, core.ingest, authenticator, core.directory, core.pool)
+        relay = RelayUnderTest(core, endpoint, 0, nursery)
 
         async def serve(stream: trio.SocketStream) -> None:
-            stream = stream if wrap is None else wrap(stream)
-            head = RequestHead("/", "", {})
-            await endpoint.serve(stream, head, "127.0.0.1")
+            relay.accepted.append(stream)
+            if prepare is not None:
+                prepare(stream)
+            if endpoint.admission():
+                await endpoint.serve(stream, RequestHead("/", "", {}), "127.0.0.1")
 
         listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
-        port = listeners[0].socket.getsockname()[1]
-        try:
-            yield RelayUnderTest(settings, pool, hub, directory, ingest, endpoint, port, nursery, key)
-        finally:
-            audit.begin_drain(0.2)
-            nursery.cancel_scope.cancel()
+        relay.port = listeners[0].socket.getsockname()[1]
+        yield relay
+        nursery.cancel_scope.cancel()

@@ -42,7 +42,6 @@ class StandIn:
         self.left = self.entries_out.statistics().current_buffer_used
         if self.audit_scope.cancelled_caught:
             self.note("audit deadline")
-            self.left = max(1, self.left)
 
     @property
     def workers(self) -> Sequence[tuple[str, Any]]:
@@ -51,6 +50,14 @@ class StandIn:
     @property
     def timers(self) -> Sequence[tuple[str, Any]]:
         return [("timer", self._timer)]
+
+    @property
+    def listeners(self) -> Sequence[tuple[str, Any]]:
+        return [("listener", self._listener)]
+
+    async def _listener(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
 
     async def _worker(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
@@ -92,12 +99,8 @@ class StandIn:
     def abort(self) -> None:
         self.note("abort")
 
-    def entries_left(self) -> int:
-        return self.left
-
-    async def last_checkpoint(self) -> None:
-        await self._fault("checkpoint")
-        self.note("checkpoint")
+    def drain_result(self) -> tuple[bool, int]:
+        return "audit deadline" not in self.names, self.left
 
     # -- for the tests -----------------------------------------------------------------------------------------------
 
