@@ -1,4 +1,4 @@
-"""The subscription index: what each event reaches, that nothing leaks between channels, and that nothing is left over."""
+"""The subscription index: what each event reaches, that nothing leaks between channels, that nothing is left over."""
 
 from __future__ import annotations
 

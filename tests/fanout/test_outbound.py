@@ -105,7 +105,7 @@ async def test_every_frame_arrives_whole_and_in_order_whatever_the_sizes_and_the
             while data := await p.client.receive_some(reads[index % len(reads)]):
                 p.received += data
                 index += 1
-                await trio.lowlevel.checkpoint()
+            await p.client.send_eof()  # or the other end would linger
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write)
@@ -265,7 +265,7 @@ async def test_a_peer_that_takes_nothing_for_too_long_is_closed():
     async with pair(limits=OutboundLimits(stall_seconds=0.2), clock=clock) as p:
         p.fill()
         p.outbound.offer(ws_frame(b"waiting"))
-        await trio.testing.wait_all_tasks_blocked(0.1)
+        await until(lambda: clock.calls > 8)
         assert p.reasons == []  # by its clock no time has passed
         clock.now += 0.21
         await p.closed.wait()
@@ -278,6 +278,7 @@ async def test_a_peer_that_reads_slowly_is_not_stalled_though_the_socket_is_not_
     clock = Clock()
     async with pair(limits=OutboundLimits(stall_seconds=0.2), clock=clock, buffer=1 << 17) as p:
         p.fill()
+        await trio.testing.wait_all_tasks_blocked()
         for _ in range(6):
             await p.client.receive_some(1002)  # far from the third of the buffer that makes it writable again
             clock.now += 0.19
@@ -311,7 +312,7 @@ async def test_a_close_that_nobody_reads_stalls_too():
         with pytest.raises(trio.BrokenResourceError):  # noqa: PT012
             async with trio.open_nursery(strict_exception_groups=False) as nursery:
                 nursery.start_soon(p.outbound.send_all, CLOSE)
-                await trio.testing.wait_all_tasks_blocked(0.05)
+                await trio.testing.wait_all_tasks_blocked()
                 clock.now += 0.11
         assert p.reasons == [CloseReason.SLOW_CONSUMER]
         assert p.outbound.statistics().state == "gone"

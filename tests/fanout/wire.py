@@ -25,8 +25,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 100.0
+        self.calls = 0
 
     def __call__(self) -> float:
+        self.calls += 1
         return self.now
 
 
