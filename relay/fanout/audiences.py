@@ -18,6 +18,7 @@ import trio
 
 from relay.errors import StoreError
 from relay.fanout.items import AudienceLoaded, Batch, Joined, Left, Live
+from relay.store.failures import STORE_FAILURES
 from relay.store.members import Audience
 
 log = structlog.get_logger()
@@ -40,7 +41,7 @@ class _Record:
         self.changes: list[Joined | Left] = []
         self.waiting: deque[Live] = deque()
         self.ready = trio.Event()
-        self.error: StoreError | None = None
+        self.error: Exception | None = None
 
 
 class Audiences:
@@ -152,14 +153,14 @@ class Audiences:
     async def _load_all(self, wanted: list[str], out: trio.MemorySendChannel[Batch]) -> None:
         try:
             found = await self._load(wanted)
-        except StoreError as error:
+        except (StoreError, *STORE_FAILURES) as error:
             log.warning("audiences could not be loaded", channels=len(wanted), error=str(error))
             self._fail(wanted, error)
             await trio.sleep(RETRY_SECONDS)
             return
         await out.send(Batch([AudienceLoaded(channel_id, found.get(channel_id)) for channel_id in wanted]))
 
-    def _fail(self, wanted: list[str], error: StoreError) -> None:
+    def _fail(self, wanted: list[str], error: Exception) -> None:
         for channel_id in wanted:
             record = self._records.get(channel_id)
             if record is None or record.known:

@@ -9,7 +9,7 @@ What can go wrong, and what follows:
 * deadlock or serialization failure: the batch is tried again whole;
 * a row that the server refuses (classes 22 and 23): the batch is halved until that row stands alone and is refused;
 * the connection is lost before COMMIT: tried again; at COMMIT: the server is asked what became of it;
-* anything else of the server (resources, shutdown, timeouts): tried again a few times, then the batch is refused whole.
+* the server is short of something or shutting down: tried again for some seconds, then the batch is refused whole.
 """
 
 from __future__ import annotations
@@ -34,13 +34,11 @@ from relay.ingest.admit import NOT_MEMBER
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome, Ticket, hand_over
 from relay.store import channels, events
 from relay.store.events import Row
-from relay.store.outcome import committed
+from relay.store.outcome import PATIENCE_SECONDS, RETRY_SECONDS, TRY_AGAIN, committed
 from relay.store.own_connection import OwnConnection
 
 log = structlog.get_logger()
 
-TRIES_MAX = 5
-RETRY_SECONDS = 0.05
 ROW_AT_FAULT = ("22", "23")
 
 
@@ -60,6 +58,8 @@ class _Result:
     xid: int
     new: set[str]
     known: set[str]
+    trace: str | None = None
+    """The uuid of an audit entry of this transaction, by which it is known again if its COMMIT is not answered."""
 
 
 class CommitTask:
@@ -139,9 +139,8 @@ class CommitTask:
             await self._after_commit(part, entries, records, result)
 
     async def _store(self, part: list[Submission], entries: list[Entry], records: list[Submission]) -> _Result:
-        attempt = 0
+        deadline = trio.current_time() + PATIENCE_SECONDS
         while True:
-            attempt += 1
             result = None
             try:
                 con = await self._own.get()
@@ -153,6 +152,7 @@ class CommitTask:
                     for record in records:
                         chained += record.entries
                     await outbox.insert(con, chained)
+                    result.trace = chained[0].uuid if chained else None
                     if ephemeral := [row.channel_id for row, s in zip(rows, part, strict=True) if _touches_ttl(s, new)]:
                         await channels.touch_ttl(con, sorted({channel for channel in ephemeral if channel}))
                     if len(new) < len(rows):
@@ -161,17 +161,18 @@ class CommitTask:
             except CommitOutcomeUnknown:
                 assert result is not None
                 metrics.COMMIT_RETRIES.labels("unknown_outcome").inc()
-                if await committed(self._own, result.xid):
+                if await committed(self._own, result.xid, result.trace):
                     return result
             except ConnectionLost:
                 metrics.COMMIT_RETRIES.labels("connection_lost").inc()
-                if attempt >= TRIES_MAX:
+                if trio.current_time() > deadline:
                     raise
+                await trio.sleep(RETRY_SECONDS)
             except PostgresError as error:
-                if (error.sqlstate or "")[:2] in ROW_AT_FAULT or attempt >= TRIES_MAX:
+                if (error.sqlstate or "")[:2] not in TRY_AGAIN or trio.current_time() > deadline:
                     raise
                 metrics.COMMIT_RETRIES.labels("server").inc()
-                await trio.sleep(RETRY_SECONDS * attempt)
+                await trio.sleep(RETRY_SECONDS)
 
     async def _after_commit(
         self, part: list[Submission], entries: list[Entry], records: list[Submission], result: _Result

@@ -17,13 +17,7 @@ import trio
 from relay import metrics
 from relay.access.directory import Directory
 from relay.asyncpg_trio import Connection
-from relay.asyncpg_trio.errors import (
-    CommitOutcomeUnknown,
-    ConnectionLost,
-    DeadlockDetectedError,
-    PostgresError,
-    SerializationError,
-)
+from relay.asyncpg_trio.errors import CommitOutcomeUnknown, ConnectionLost, PostgresError
 from relay.audit import outbox
 from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.queue import Producer
@@ -32,13 +26,10 @@ from relay.fanout.items import Batch, Item, Left, Live
 from relay.ingest.types import Outcome, hand_over
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
-from relay.store.outcome import committed
+from relay.store.outcome import PATIENCE_SECONDS, RETRY_SECONDS, TRY_AGAIN, committed
 from relay.store.own_connection import OwnConnection
 
 log = structlog.get_logger()
-
-TRIES_MAX = 5
-RETRY_SECONDS = 0.02
 
 
 class Ended(Exception):
@@ -179,7 +170,8 @@ class EffectWorker:
 
     async def _transact(self, work: Work) -> tuple[Effect | None, Outcome]:
         """(what was committed or None, the outcome). Tries again where that can help."""
-        for attempt in range(1, TRIES_MAX + 1):
+        deadline = trio.current_time() + PATIENCE_SECONDS
+        while True:
             effect = None
             try:
                 con = await self._own.get()
@@ -193,17 +185,18 @@ class EffectWorker:
                 return None, ended.outcome
             except CommitOutcomeUnknown:
                 assert effect is not None
-                if await committed(self._own, effect.xid):
-                    return effect, outcome
                 metrics.COMMIT_RETRIES.labels("unknown_outcome").inc()
-            except (DeadlockDetectedError, SerializationError):
-                metrics.COMMIT_RETRIES.labels("conflict").inc()
-                if attempt == TRIES_MAX:
-                    raise
-                await trio.sleep(RETRY_SECONDS * attempt)
+                trace = effect.entries[0].uuid if effect.entries else None
+                if await committed(self._own, effect.xid, trace):
+                    return effect, outcome
             except ConnectionLost:
                 # COMMIT was not sent: nothing has happened, and the next connection may work.
                 metrics.COMMIT_RETRIES.labels("connection_lost").inc()
-                if attempt == TRIES_MAX:
+                if trio.current_time() > deadline:
                     raise
-        return None, Outcome.refused(INTERNAL_ERROR)
+                await trio.sleep(RETRY_SECONDS)
+            except PostgresError as error:
+                if (error.sqlstate or "")[:2] not in TRY_AGAIN or trio.current_time() > deadline:
+                    raise
+                metrics.COMMIT_RETRIES.labels("server").inc()
+                await trio.sleep(RETRY_SECONDS)

@@ -9,5 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 from relay.asyncpg_trio.errors import ConnectionLost, PoolClosed, PoolTimeout, PostgresError
+from relay.errors import StoreError
 
-STORE_FAILURES: Final = (PostgresError, ConnectionLost, PoolTimeout, PoolClosed)
+STORE_FAILURES: Final = (PostgresError, ConnectionLost, PoolTimeout, PoolClosed, StoreError)

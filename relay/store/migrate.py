@@ -58,10 +58,11 @@ def migrations() -> list[Migration]:
     Raises:
         MigrationError: Two files have one number, or a number is missing.
     """
-    found = []
-    for entry in files("relay.store").joinpath("migrations").iterdir():
-        if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", entry.name):
-            found.append(Migration(int(match[1]), match[2], entry.read_text("utf-8")))
+    found = [
+        Migration(int(match[1]), match[2], entry.read_text("utf-8"))
+        for entry in files("relay.store").joinpath("migrations").iterdir()
+        if (match := re.fullmatch(r"(\d{4})_(\w+)\.sql", entry.name))
+    ]
     found.sort(key=lambda migration: migration.number)
     if [migration.number for migration in found] != list(range(1, len(found) + 1)):
         raise MigrationError("the migration files are not numbered 1 to n")
