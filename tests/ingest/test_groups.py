@@ -6,8 +6,8 @@ import orjson
 import pytest
 import trio
 
-from relay.audit.verify import verify
 from relay.asyncpg_trio import connect
+from relay.audit.verify import verify
 from tests.support.core import ALICE, BOB, CAROL, CHANNEL, Core, running_core
 
 STATE = [39000, 39001, 39002]

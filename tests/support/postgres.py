@@ -29,8 +29,21 @@ class PostgresServer:
         if os.geteuid() == 0:
             self.account = pwd.getpwnam("nobody")
             os.chown(self.base, self.account.pw_uid, self.account.pw_gid)
-        self._run("initdb", "-D", self.data, "-U", "relay", "-A", "trust", "-E", "UTF8", "--no-sync",
-                  "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
+        self._run(
+            "initdb",
+            "-D",
+            self.data,
+            "-U",
+            "relay",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+            "--locale=C",
+        )
         self.process = self.start()
 
     def _identity(self) -> dict[str, object]:
@@ -39,18 +52,40 @@ class PostgresServer:
         return {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []}
 
     def _run(self, program: str, *arguments: object) -> None:
-        done = subprocess.run([self.bin / program, *map(str, arguments)], cwd="/", capture_output=True, text=True,
-                              env=environment(), check=False, **self._identity())
+        done = subprocess.run(
+            [self.bin / program, *map(str, arguments)],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=False,
+            **self._identity(),
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> subprocess.Popen[bytes]:
         with (self.base / "log").open("ab") as log:
             # Bound to this process: a test run that is killed leaves no server behind.
             process = spawn(
-                [self.bin / "postgres", "-D", self.data, "-k", self.base, "-c", "listen_addresses=",
-                 "-c", "max_connections=200", "-c", f"fsync={'on' if self.durable else 'off'}", "-c", "shared_buffers=64MB"],
+                [
+                    self.bin / "postgres",
+                    "-D",
+                    self.data,
+                    "-k",
+                    self.base,
+                    "-c",
+                    "listen_addresses=",
+                    "-c",
+                    "max_connections=200",
+                    "-c",
+                    f"fsync={'on' if self.durable else 'off'}",
+                    "-c",
+                    "shared_buffers=64MB",
+                ],
                 account=self.account and Account("", self.account.pw_uid, self.account.pw_gid),
-                output=log, death_signal=signal.SIGQUIT)
+                output=log,
+                death_signal=signal.SIGQUIT,
+            )
         for _ in range(500):
             try:
                 self.psql("postgres", "select 1")
@@ -65,8 +100,13 @@ class PostgresServer:
 
     def psql(self, database: str, statement: str) -> str:
         address = ["-h", self.base, "-U", "relay", "-d", database]
-        done = subprocess.run([self.bin / "psql", "-XAtq", *address, "-c", statement], cwd="/", capture_output=True,
-                              text=True, check=False)
+        done = subprocess.run(
+            [self.bin / "psql", "-XAtq", *address, "-c", statement],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

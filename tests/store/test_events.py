@@ -1,0 +1,124 @@
+"""Events in the table: batches, mentions, tag values, replacement."""
+
+from __future__ import annotations
+
+import orjson
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relay.asyncpg_trio import connect
+from relay.nostr.event import Event, load_event
+from relay.store import channels, events, members
+from relay.store.events import Row
+from tests.support.core import ALICE, BOB, CAROL, CHANNEL
+
+text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=30)
+
+
+def row(event: Event, channel: str | None = None, member: str | None = None) -> Row:
+    return Row(event, channel, member)
+
+
+async def test_a_batch_stores_what_is_new_and_says_so(migrated_dsn: str) -> None:
+    con = await connect(migrated_dsn)
+    first, second = ALICE.sign(1, "a"), ALICE.sign(1, "b")
+    async with con.transaction():
+        new, xid = await events.insert_batch(con, [row(first)])
+        assert xid == int(await con.fetchval("SELECT pg_current_xact_id()::text"))
+    assert new == {first.id}
+    new, _ = await events.insert_batch(con, [row(first), row(second)])
+    assert new == {second.id}
+    assert await events.known(con, [first.id, second.id, "ab" * 32]) == {first.id, second.id}
+    assert (await events.insert_batch(con, []))[0] == set()
+    con.terminate()
+
+
+async def test_the_insert_asks_for_channel_and_membership_again(migrated_dsn: str) -> None:
+    con = await connect(migrated_dsn)
+    await channels.create(
+        con,
+        channel_id=CHANNEL,
+        name="x",
+        channel_type="stream",
+        visibility="private",
+        description=None,
+        created_by=ALICE.pubkey,
+    )
+    await members.put(con, CHANNEL, ALICE.pubkey, "owner", None)
+    mine, foreign, proxied = ALICE.sign(9, "a"), BOB.sign(9, "b"), BOB.sign(9, "c")
+    rows = [row(mine, CHANNEL, ALICE.pubkey), row(foreign, CHANNEL, BOB.pubkey), row(proxied, CHANNEL, None)]
+    assert (await events.insert_batch(con, rows))[0] == {mine.id, proxied.id}
+    await con.execute("UPDATE channels SET archived_at = now()")
+    assert (await events.insert_batch(con, [row(ALICE.sign(9, "d"), CHANNEL, ALICE.pubkey)]))[0] == set()
+    con.terminate()
+
+
+async def test_mentions_are_rows_of_valid_keys_once_each(migrated_dsn: str) -> None:
+    con = await connect(migrated_dsn)
+    tags = [["p", BOB.pubkey], ["p", BOB.pubkey.upper()], ["p", "nonsense"], ["p"], ["p", CAROL.pubkey]]
+    await events.insert_batch(con, [row(ALICE.sign(1, "a", tags))])
+    await events.insert_one(con, ALICE.sign(1, "b", tags), None)
+    rows = await con.fetch("SELECT encode(pubkey, 'hex'), count(*) FROM event_mentions GROUP BY 1")
+    assert {record[0]: record[1] for record in rows} == {BOB.pubkey: 2, CAROL.pubkey: 2}
+    con.terminate()
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(content=text, tags=st.lists(st.lists(text, min_size=1, max_size=3), max_size=5))
+def test_every_event_comes_back_as_it_was(migrated_dsn: str, content: str, tags: list[list[str]]) -> None:
+    import trio
+
+    event = ALICE.sign(1, content, tags)
+
+    async def store_both_ways() -> None:
+        con = await connect(migrated_dsn)
+        try:
+            for store in (events.insert_batch(con, [row(event)]), events.insert_one(con, event, None)):
+                await con.execute("DELETE FROM events")
+                await store
+                found = await con.fetchrow("SELECT signed_json, content, tags, tag_values FROM events")
+                assert load_event(found["signed_json"]) == event
+                assert found["content"] == content
+                assert orjson.loads(found["tags"]) == tags
+                letters = {
+                    f"{tag[0]}:{tag[1]}"
+                    for tag in tags
+                    if len(tag) > 1 and len(tag[0]) == 1 and tag[0].isascii() and tag[0].isalpha()
+                }
+                assert set(found["tag_values"]) == letters
+        finally:
+            con.terminate()
+
+    trio.run(store_both_ways)
+
+
+async def test_the_h_tag_of_the_channel_itself_is_not_indexed(migrated_dsn: str) -> None:
+    con = await connect(migrated_dsn)
+    event = ALICE.sign(9, "a", [["h", CHANNEL], ["h", "other"]])
+    assert events.tag_values(event, CHANNEL) == '{"h:other"}'
+    con.terminate()
+
+
+async def test_search_leaves_out_what_is_not_for_people(migrated_dsn: str) -> None:
+    con = await connect(migrated_dsn)
+    for kind in (1, 9, 1059, 40099, 44100):
+        await events.insert_one(con, ALICE.sign(kind, "Grüße"), None)
+    rows = await con.fetch(
+        "SELECT kind FROM events WHERE search @@ plainto_tsquery('simple', 'GRÜSSE grüße') OR "
+        "search @@ plainto_tsquery('simple', 'GRÜßE') ORDER BY kind"
+    )
+    assert [record[0] for record in rows] == [1, 9]
+    con.terminate()
+
+
+async def test_addressable_events_replace_by_d_tag(migrated_dsn: str) -> None:
+    con = await connect(migrated_dsn)
+    base = 1_700_000_000
+    async with con.transaction():
+        for offset, d in ((0, "a"), (1, "b"), (2, "a")):
+            assert await events.replace(con, ALICE.sign(30023, str(offset), [["d", d]], at=base + offset), None)
+        assert not await events.replace(con, ALICE.sign(30023, "old", [["d", "a"]], at=base), None)
+        assert await events.replace(con, ALICE.sign(30023, "none", at=base), None)
+    rows = await con.fetch("SELECT content, d_tag FROM events WHERE deleted_at IS NULL ORDER BY 1")
+    assert [tuple(record.values()) for record in rows] == [("1", "b"), ("2", "a"), ("none", "")]
+    con.terminate()
