@@ -83,7 +83,7 @@ class Outbound(FrameWriter, trio.abc.Stream):
             raise trio.ClosedResourceError("a Close was sent")
         self._state = State.CLOSING
         self._backlog.forfeit()
-        self._fail_waiting()
+        self._waiting.fail()
         self._send_urgent(frame)
         while self._backlog:
             await self._drained.wait()

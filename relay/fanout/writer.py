@@ -28,7 +28,6 @@ nothing follows it) -> GONE (socket broken or closed). Each may turn into GONE.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
@@ -37,6 +36,7 @@ import trio
 from relay.fanout.backlog import Backlog, Frame
 from relay.fanout.limits import CloseReason, Limit, OutboundLimits, OutboundStatistics
 from relay.fanout.progress import unacknowledged_bytes
+from relay.fanout.waiting import WaitingPuts
 
 __all__ = ["FrameWriter", "State"]
 
@@ -53,17 +53,6 @@ class State(IntEnum):
 
 # Read on every write: a module's name is found faster than an enum's member.
 _OPEN = State.OPEN
-
-
-class _WaitingPut:
-    """Frames that wait for room in the queue, in order of arrival; admitted by whoever makes the room."""
-
-    __slots__ = ("admitted", "frames", "woken")
-
-    def __init__(self, frames: list[Frame]) -> None:
-        self.frames = frames
-        self.admitted = False
-        self.woken = trio.Event()
 
 
 class FrameWriter:
@@ -104,7 +93,7 @@ class FrameWriter:
         self._state = _OPEN
         self._backlog = Backlog()
         self._flushing = False
-        self._waiting: deque[_WaitingPut] = deque()
+        self._waiting = WaitingPuts()
         self._drained = trio.Event()  # set while the backlog is empty
         self._drained.set()
         self._limit: Limit | None = None
@@ -137,11 +126,7 @@ class FrameWriter:
 
     def purge(self, channel: str) -> int:
         """Drop the frames of `channel` that are not begun, those of waiting puts too; how many they were."""
-        dropped = self._backlog.purge(channel)
-        for waiting in self._waiting:
-            kept = [frame for frame in waiting.frames if frame[1] != channel]
-            dropped += len(waiting.frames) - len(kept)
-            waiting.frames = kept
+        dropped = self._backlog.purge(channel) + self._waiting.purge(channel)
         self._purged += dropped
         self._admit_waiting()
         self._note_drained()
@@ -163,7 +148,8 @@ class FrameWriter:
         if self._state is not _OPEN:
             raise trio.BrokenResourceError("the connection takes no more frames")
         if self._waiting or not self._has_room():
-            await self._wait_admitted(_WaitingPut(list(frames)))
+            if not await self._waiting.wait(frames):
+                raise trio.BrokenResourceError("the connection takes no more frames")
             return
         if self._flushing:
             for frame in frames:
@@ -243,35 +229,20 @@ class FrameWriter:
             self._note_waiting()
             return
         sent = self._write(frame)
-        if 0 <= sent < len(frame):
-            self._back_up(((frame, None),), sent, bounded=False)
+        if sent < 0 or sent == len(frame):
+            return
+        if sent:
+            self._backlog.append_remainder(((frame, None),), sent)
+        else:  # among the control frames, or the next one of them would overtake it
+            self._backlog.append_urgent(frame)
+        self._start_flushing()
 
     def _has_room(self) -> bool:
         return len(self._backlog) * 2 < self._limits.slots and self._backlog.bytes * 2 < self._limits.bytes
 
-    # ---- waiting puts
-
-    async def _wait_admitted(self, waiting: _WaitingPut) -> None:
-        self._waiting.append(waiting)
-        try:
-            await waiting.woken.wait()
-        finally:
-            if not waiting.woken.is_set():
-                self._waiting.remove(waiting)
-        if not waiting.admitted:
-            raise trio.BrokenResourceError("the connection takes no more frames")
-
     def _admit_waiting(self) -> None:
-        while self._waiting and self._state is _OPEN and self._has_room():
-            waiting = self._waiting.popleft()
-            for frame in waiting.frames:
-                self._append(frame)
-            waiting.admitted = True
-            waiting.woken.set()
-
-    def _fail_waiting(self) -> None:
-        while self._waiting:
-            self._waiting.popleft().woken.set()
+        if self._state is _OPEN:
+            self._waiting.admit(self._has_room, self._append)
 
     def _note_waiting(self) -> None:
         if self._drained.is_set():
@@ -343,7 +314,7 @@ class FrameWriter:
         self._limit = limit
         self._state = State.SHEDDING
         self._backlog.forfeit()
-        self._fail_waiting()
+        self._waiting.fail()
         self._note_drained()
         self._call_on_close(CloseReason.SLOW_CONSUMER)
         return False
@@ -363,7 +334,7 @@ class FrameWriter:
     def _become_gone(self) -> None:
         self._state = State.GONE
         self._backlog = Backlog()
-        self._fail_waiting()
+        self._waiting.fail()
         self._note_drained()
 
     def _call_on_close(self, reason: CloseReason) -> None:

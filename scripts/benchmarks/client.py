@@ -64,15 +64,23 @@ class Client:
 
     def __init__(self, host: str, port: int, secret: SecretKey, *, login: bool = True) -> None:
         self.secret = secret
+        self.rest = b""
+        self.relay_url = f"ws://{host}:{port}"
         self.sock = socket.create_connection((host, port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.settimeout(20)
-        self.rest = b""
         nonce = base64.b64encode(secrets.token_bytes(16)).decode()
         self.sock.sendall(
             f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {nonce}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
+        if login:
+            self.answer_challenge()
+            ok = self.read("OK")
+            assert ok[2], ok
+
+    def answer_challenge(self) -> None:
+        """Reads the end of the handshake and the challenge, and sends the AUTH."""
         head = b""
         while b"\r\n\r\n" not in head:
             more = self.sock.recv(65536)
@@ -80,15 +88,9 @@ class Client:
             head += more
         assert b" 101 " in head.split(b"\r\n", 1)[0], head
         self.rest = head.split(b"\r\n\r\n", 1)[1]
-        if login:
-            self.login(f"ws://{host}:{port}")
-
-    def login(self, relay_url: str) -> None:
         challenge = self.read("AUTH")[1]
-        answer = event(self.secret, 22242, tags=[["relay", relay_url], ["challenge", challenge]])
+        answer = event(self.secret, 22242, tags=[["relay", self.relay_url], ["challenge", str(challenge)]])
         self.send(b'["AUTH",' + answer.json + b"]")
-        ok = self.read("OK")
-        assert ok[2], ok
 
     def send(self, payload: bytes) -> None:
         self.sock.sendall(masked(payload))
@@ -116,6 +118,21 @@ class Client:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def connect(host: str, port: int, numbers: Iterable[int], *, at_once: int = 100) -> list[Client]:
+    """Logged-in clients with the keys of these numbers, `at_once` of them on the way at a time."""
+    wanted = list(numbers)
+    clients: list[Client] = []
+    for start in range(0, len(wanted), at_once):
+        group = [Client(host, port, key(number), login=False) for number in wanted[start : start + at_once]]
+        for client in group:
+            client.answer_challenge()
+        for client in group:
+            ok = client.read("OK")
+            assert ok[2], ok
+        clients += group
+    return clients
 
 
 def _frame(payload: bytes) -> bytes:

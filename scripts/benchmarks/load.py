@@ -12,6 +12,7 @@ from collections import deque
 from uuid import uuid4
 
 from scripts.benchmarks.client import Client, Poller, event, key, split_frames
+from scripts.benchmarks.client import connect as connect_clients
 from scripts.benchmarks.target import Target
 
 Figures = dict[str, float]
@@ -29,7 +30,7 @@ def _quantile(values: list[float], part: float) -> float:
 
 def ingest(target: Target, *, connections: int = 32, depth: int = 16, events: int = 12_000) -> Figures:
     """Authenticated, audited, durable kind 9 events of 300 bytes; `depth` unanswered ones a connection."""
-    clients = [Client(target.host, target.port, key(number)) for number in range(connections)]
+    clients = connect_clients(target.host, target.port, range(connections))
     channel = _channel(clients[0])
     text = "x" * 60
     frames = {
@@ -81,8 +82,8 @@ def ingest(target: Target, *, connections: int = 32, depth: int = 16, events: in
 
 def fanout(target: Target, *, subscribers: int = 1000, events: int = 600, in_flight: int = 16) -> Figures:
     """Stored and audited 400-byte kind 9 events of one channel to `subscribers` connections."""
-    clients = [Client(target.host, target.port, key(number)) for number in range(subscribers)]
-    publisher = Client(target.host, target.port, key(0))
+    clients = connect_clients(target.host, target.port, range(1, subscribers + 1))
+    [publisher] = connect_clients(target.host, target.port, [0])
     channel = _channel(publisher)
     for client in clients:
         client.send(b'["REQ","s",{"kinds":[9],"#h":["' + channel.encode() + b'"]}]')
@@ -130,7 +131,7 @@ def fanout(target: Target, *, subscribers: int = 1000, events: int = 600, in_fli
 
 def req(target: Target, *, stored: int = 500, requests: int = 400, connections: int = 4) -> Figures:
     """REQs that each return `stored` events of one channel and an EOSE."""
-    clients = [Client(target.host, target.port, key(number)) for number in range(connections)]
+    clients = connect_clients(target.host, target.port, range(connections))
     channel = _channel(clients[0])
     for start in range(0, stored, 50):
         batch = [event(clients[0].secret, 9, f"{n} " + "x" * 100, [["h", channel]]) for n in range(start, start + 50)]
@@ -178,11 +179,11 @@ def req(target: Target, *, stored: int = 500, requests: int = 400, connections: 
 
 
 def connect(target: Target, *, connections: int = 2000) -> Figures:
-    """Connect, upgrade, NIP-42 login; then what an idle connection costs in memory."""
-    warm = [Client(target.host, target.port, key(number)) for number in range(50)]
+    """Connect, upgrade and log in (audited), 100 at a time; then what an idle connection costs in memory."""
+    warm = connect_clients(target.host, target.port, range(50))
     before = target.rss_kib() if target.pid else 0
     started = time.perf_counter()
-    clients = [Client(target.host, target.port, key(number)) for number in range(connections)]
+    clients = connect_clients(target.host, target.port, range(connections))
     seconds = time.perf_counter() - started
     time.sleep(0.5)
     after = target.rss_kib() if target.pid else 0
@@ -197,7 +198,7 @@ def connect(target: Target, *, connections: int = 2000) -> Figures:
 
 def channels(target: Target, *, dms: int = 20, rooms: int = 100, requests: int = 300) -> Figures:
     """GET /api/channels of a member of `dms` DMs and `rooms` channels, on one keep-alive connection."""
-    me = Client(target.host, target.port, key(0))
+    [me] = connect_clients(target.host, target.port, [0])
     headers = {"X-Pubkey": me.secret.public_hex, "Content-Type": "application/json"}
     connection = http.client.HTTPConnection(target.host, target.port)
 

@@ -61,6 +61,12 @@ class Pair:
                 self.received += data
         return frames
 
+    async def read_until_close(self) -> list[tuple[int, bytes]]:
+        frames: list[tuple[int, bytes]] = []
+        while not frames or frames[-1][0] != 8:
+            frames += await self.read_frames(1)
+        return frames
+
     async def read_to_end(self) -> list[tuple[int, bytes]]:
         while data := await self.client.receive_some(65536):
             self.received += data
