@@ -82,5 +82,6 @@ COMMIT_RETRIES = _counter("sprout_commit_retries_total", "Transactions tried aga
 POOL_CONNECTIONS = _gauge("sprout_pool_connections", "Database connections by state", ("pool", "state"))
 POOL_ACQUIRE_TIMEOUTS = _gauge("sprout_pool_acquire_timeouts", "Acquire timeouts since the start", ("pool",))
 POOL_WAIT_SECONDS = _gauge("sprout_pool_wait_seconds", "Seconds spent waiting for a connection", ("pool",))
+LOOP_LAG_SECONDS = _histogram("sprout_loop_lag_seconds", "Delay of a timer in the event loop", SECONDS_BUCKETS)
 SHUTDOWN_SECONDS = _gauge("sprout_shutdown_phase_seconds", "Seconds spent in a phase of the shutdown", ("phase",))
 BUILD_INFO = _gauge("sprout_build_info", "Always 1", ("version", "python"))

@@ -38,19 +38,25 @@ class ListedChannel:
 
 
 _LIST = """
-WITH mine AS (
-    SELECT channel_id, hidden_at FROM channel_members WHERE pubkey = $1 AND removed_at IS NULL
-), visible AS (
-    -- Two index scans; "open or mine" in one condition would read every channel there is.
-    SELECT id FROM channels WHERE visibility = 'open' AND deleted_at IS NULL AND NOT $3
-    UNION
-    SELECT channel_id FROM mine
+WITH visible AS (
+    SELECT id, bool_or(member) AS is_member, max(hidden_at) AS hidden_at
+    FROM (
+        -- Two index scans; "open or mine" in one condition would read every channel there is.
+        SELECT id, false AS member, NULL::timestamptz AS hidden_at
+        FROM channels WHERE visibility = 'open' AND deleted_at IS NULL AND NOT $3
+        UNION ALL
+        SELECT channel_id, true, hidden_at FROM channel_members WHERE pubkey = $1 AND removed_at IS NULL
+    ) AS either
+    WHERE $4::text[] IS NULL OR id = ANY ($4::text[]::uuid[])
+    GROUP BY id
 ), listed AS (
-    SELECT c.*, mine.channel_id IS NOT NULL AS is_member
-    FROM visible v JOIN channels c ON c.id = v.id LEFT JOIN mine ON mine.channel_id = c.id
-    WHERE c.deleted_at IS NULL AND ($2::text IS NULL OR c.visibility::text = $2)
-      AND NOT (c.channel_type = 'dm' AND mine.hidden_at IS NOT NULL)
-      AND ($4::text[] IS NULL OR c.id = ANY ($4::text[]::uuid[]))
+    SELECT c.*, v.is_member
+    FROM visible v
+    -- OFFSET 0 keeps this a look-up by key for each row. The optional conditions make the planner expect a single row,
+    -- and for a single row it compares every channel with every other.
+    CROSS JOIN LATERAL (SELECT * FROM channels WHERE id = v.id AND deleted_at IS NULL OFFSET 0) c
+    WHERE ($2::text IS NULL OR c.visibility::text = $2)
+      AND NOT (c.channel_type = 'dm' AND v.hidden_at IS NOT NULL)
     -- The order of the enum: stream, forum, dm, workflow.
     ORDER BY c.channel_type, c.name, c.id LIMIT $5
 )

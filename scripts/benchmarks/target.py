@@ -114,6 +114,9 @@ def target(url: str | None, **settings: str) -> Iterator[Target]:
     try:
         _wait_ready(process, port, log)
         yield Target("127.0.0.1", port, process.pid, base / "data")
+    except (AssertionError, OSError):
+        sys.stderr.write(log.read_text()[-4000:])
+        raise
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -61,7 +61,7 @@ class Rig:
     statements: list[str] = field(default_factory=list)
     stopping: bool = False
     refusing: bool = False
-    ready: Readiness = Readiness(postgres=True, audit=True)
+    ready: Readiness = field(default_factory=lambda: Readiness(postgres=True, audit=True))
 
     async def request(
         self,
@@ -131,7 +131,11 @@ class Rig:
         await self.con.execute(
             "INSERT INTO channels (id, name, channel_type, visibility, created_by) "
             "VALUES ($1, $2, $3::text::channel_type, $4::text::channel_visibility, $5)",
-            channel_id, name, channel_type, visibility, bytes.fromhex(owner.public_hex),
+            channel_id,
+            name,
+            channel_type,
+            visibility,
+            bytes.fromhex(owner.public_hex),
         )
         for pubkey in (owner.public_hex, *others):
             await members.put(self.con, channel_id, pubkey, "member", None)
@@ -143,8 +147,13 @@ class Rig:
         await self.con.execute(
             "INSERT INTO events (id, pubkey, created_at, kind, tags, content, sig, channel_id, signed_json) "
             "VALUES ($1, $2, $3, 9, '[]', $4, $5, $6, $7)",
-            bytes.fromhex(event.id), bytes.fromhex(event.pubkey), created_at, event.content, bytes.fromhex(event.sig),
-            channel_id, event.json,
+            bytes.fromhex(event.id),
+            bytes.fromhex(event.pubkey),
+            created_at,
+            event.content,
+            bytes.fromhex(event.sig),
+            channel_id,
+            event.json,
         )
         return event
 
@@ -154,9 +163,7 @@ class Rig:
         return create_app(replace(self.services, settings=settings))
 
 
-def signed(
-    key: SecretKey, kind: int, tags: list[list[str]], content: str = "", created_at: int | None = None
-) -> Event:
+def signed(key: SecretKey, kind: int, tags: list[list[str]], content: str = "", created_at: int | None = None) -> Event:
     now = int(time.time()) if created_at is None else created_at
     return sign_event(key, created_at=now, kind=kind, tags=tags, content=content)
 
@@ -200,6 +207,7 @@ async def running(dsn: str, **changes: Any) -> AsyncIterator[Rig]:
             shutting_down=lambda: rig.stopping,
             writes_refused=lambda: rig.refusing,
             uptime=lambda: 12.75,
+            other_pools=(audit_pool,),
         )
         rig = Rig(services, create_app(services), con, statements)
         await nursery.start(audit.run)

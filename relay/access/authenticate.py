@@ -1,0 +1,151 @@
+"""From a credential to a caller: NIP-42 on the WebSocket, API tokens on both doors, the development header on HTTP.
+
+In: an AUTH event with the challenge it must answer, a bearer token, or a key that the HTTP door has already decided to
+believe. Out: a `Caller`, or why not. Every decision is made on what the database says now: a revoked token is refused
+from the next look-up on. What the client hears does not tell it which check failed; `cause` does, for the logs.
+
+Not done here: JSON Web Tokens (refused), what to do with the sockets of a token that was revoked.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import structlog
+
+from relay import metrics
+from relay.access import allowlist
+from relay.access.debounce import Debounce
+from relay.access.identity import KNOWN_SCOPES, AuthMethod, Caller
+from relay.asyncpg_trio import Pool
+from relay.config import Settings
+from relay.nostr.event import Event
+from relay.nostr.nip42 import AuthRefused, auth_token, verify_auth
+from relay.store import tokens, users
+from relay.store.failures import STORE_FAILURES
+
+log = structlog.get_logger(__name__)
+
+LAST_USED_SECONDS: Final = 300  # the original's
+_KEYS_REMEMBERED: Final = 10_000
+
+VERIFICATION_FAILED: Final = "auth-required: verification failed"
+INVALID_TOKEN: Final = "auth-required: invalid token"  # noqa: S105  # what the client reads
+
+
+class TokenProblem(Enum):
+    """Why a token opens nothing; the value is the code that HTTP clients read."""
+
+    INVALID = "invalid_token"
+    REVOKED = "token_revoked"
+    EXPIRED = "token_expired"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthRefusal:
+    """`text` goes to the client, prefix included; `cause` is for logs and the audit and never does."""
+
+    text: str
+    cause: str
+
+
+class Authenticator:
+    """Holds no sessions, only what debounces its writes. `relay_url` is the address that AUTH events must name."""
+
+    def __init__(
+        self, pool: Pool, settings: Settings, relay_url: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._relay_url = relay_url
+        self._stamped = Debounce(seconds=LAST_USED_SECONDS, capacity=_KEYS_REMEMBERED, clock=clock)
+        self._seen = Debounce(seconds=LAST_USED_SECONDS, capacity=_KEYS_REMEMBERED, clock=clock)
+
+    async def websocket(self, event: Event, *, challenge: str, now: float) -> Caller | AuthRefusal:
+        """Decides on an AUTH event; `now` in seconds since the epoch. At most one statement. Counts the attempt."""
+        text = auth_token(event)
+        with_token = text is not None and text.startswith(tokens.PREFIX)
+        metrics.AUTH_ATTEMPTS.labels("api_token" if with_token else "nip42").inc()
+        try:
+            verify_auth(event, challenge=challenge, relay_url=self._relay_url, now=now)
+        except AuthRefused as refused:
+            return _refuse("nip42_invalid", refused.cause.value)
+        try:
+            if text is None:
+                return await self._with_key_alone(event.pubkey)
+            if with_token:
+                return await self._with_token(event.pubkey, text)
+        except STORE_FAILURES as error:
+            log.error("authentication could not ask the store", error=repr(error))
+            return _refuse("nip42_internal", "store unavailable")
+        return _refuse("nip42_invalid", "unknown kind of auth_token")
+
+    async def bearer(self, text: str) -> Caller | TokenProblem:
+        """Decides on an API token. One statement, and none for what cannot be a token.
+
+        Raises: one of STORE_FAILURES.
+        """
+        if not tokens.is_well_formed(text):
+            return TokenProblem.INVALID
+        digest = tokens.digest(text)
+        stamp = self._stamped.due(digest)
+        token = await tokens.look_up(self._pool, digest, touch=stamp)
+        # The index has already found the row by this hash; comparing costs nothing and does not rely on that.
+        if token is None or not hmac.compare_digest(token.hash, digest):
+            return TokenProblem.INVALID
+        if token.revoked_at is not None:
+            return TokenProblem.REVOKED
+        if token.expired:
+            return TokenProblem.EXPIRED
+        # Only a token that exists is remembered: guesses push nothing out.
+        if stamp:
+            self._stamped.done(digest)
+        return Caller(
+            token.owner,
+            frozenset(token.scopes),
+            AuthMethod.API_TOKEN,
+            None if token.channel_ids is None else frozenset(token.channel_ids),
+            token.id,
+        )
+
+    async def trusted_header(self, pubkey: str) -> Caller:
+        """The caller for a key that the development header names. One statement, if the key was not seen lately."""
+        if self._seen.due(pubkey):
+            try:
+                await users.ensure(self._pool, [pubkey])
+            except STORE_FAILURES as error:
+                # The row is a convenience for later; what the request really needs of the store will tell.
+                log.warning("could not note a user", error=repr(error))
+            else:
+                self._seen.done(pubkey)
+        return Caller(pubkey, KNOWN_SCOPES, AuthMethod.X_PUBKEY)
+
+    async def _with_key_alone(self, pubkey: str) -> Caller | AuthRefusal:
+        if self._settings.require_auth_token:
+            return _refuse("nip42_invalid", "token required")
+        if self._settings.pubkey_allowlist and not await allowlist.admits(self._pool, pubkey):
+            return _refuse("allowlist_denied", "not in the allow-list")
+        return Caller(pubkey, KNOWN_SCOPES, AuthMethod.PUBKEY)
+
+    async def _with_token(self, pubkey: str, text: str) -> Caller | AuthRefusal:
+        found = await self.bearer(text)
+        match found:
+            case TokenProblem.INVALID | TokenProblem.REVOKED:
+                return _refuse("api_token_invalid", found.value, INVALID_TOKEN)
+            case TokenProblem.EXPIRED:
+                return _refuse("api_token_invalid", found.value)
+            case Caller():
+                # Somebody else's token would make the signer somebody else.
+                if found.pubkey != pubkey:
+                    return _refuse("api_token_invalid", "token of another key")
+                return found
+
+
+def _refuse(reason: str, cause: str, text: str = VERIFICATION_FAILED) -> AuthRefusal:
+    metrics.AUTH_FAILURES.labels(reason).inc()
+    return AuthRefusal(text, cause)

@@ -1,0 +1,61 @@
+"""What anybody may ask: the NIP-11 document at `/` and `/info`, and whether the relay lives and is ready.
+
+An upgrade to WebSocket never gets here: the listener takes it before HTTP begins.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quart import Blueprint, Response, request
+
+from relay import __version__
+from relay.config import Settings
+from relay.http.auth import services
+from relay.http.readiness import answer as answer_readiness
+from relay.nostr import nip11
+
+NAME: Final = "relay"
+DESCRIPTION: Final = "A self-hosted Nostr relay for teams of people and agents"
+# NIP-11 wants the address of the project here; ours has none yet that is the same for everybody who runs it.
+SOFTWARE: Final = "relay"
+
+routes = Blueprint("discovery", __name__)
+
+
+@routes.get("/")
+@routes.get("/info")
+async def relay_information() -> Response:
+    """The same document under both addresses; its type is Nostr's own for those who ask for it by name."""
+    parts = services()
+    body = document(parts.settings, parts.relay_key.public_hex)
+    wanted = nip11.CONTENT_TYPE in request.headers.get("Accept", "")
+    return Response(body, 200, content_type=nip11.CONTENT_TYPE if wanted else "application/json")
+
+
+@routes.get("/health")
+@routes.get("/_liveness")
+async def liveness() -> Response:
+    return Response("ok", 200, content_type="text/plain; charset=utf-8")
+
+
+@routes.get("/_readiness")
+async def readiness() -> Response:
+    return await answer_readiness(services())
+
+
+def document(settings: Settings, relay_pubkey: str) -> bytes:
+    """The NIP-11 document, with the limits that are enforced."""
+    return nip11.document(
+        name=NAME,
+        description=DESCRIPTION,
+        version=__version__,
+        software=SOFTWARE,
+        self_key=relay_pubkey,
+        limits=nip11.Limits(
+            max_message_length=settings.max_frame_bytes,
+            max_subscriptions=settings.max_subscriptions,
+            max_filters=settings.max_filters,
+            max_limit=settings.max_limit,
+        ),
+    )

@@ -1,0 +1,53 @@
+"""What the HTTP routes work with: the parts of the running relay, as the supervisor put them together."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from relay.access.authenticate import Authenticator
+from relay.access.directory import Directory
+from relay.asyncpg_trio import Pool
+from relay.audit.worker import AuditWorker
+from relay.config import Settings
+from relay.fanout.hub import Hub
+from relay.ingest.pipeline import Ingest
+from relay.nostr.keys import SecretKey
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What a probe found: the database answers; no audit entry has waited too long for its place in the chain."""
+
+    postgres: bool
+    audit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Attributes that are not obvious:
+
+    readiness: Probes the database and the audit now; bounded by its caller.
+    shutting_down: True from the moment readiness is to say so. Everything is still served then.
+    writes_refused: True from the moment new writes are; None = from the moment `shutting_down` is true.
+    uptime: Seconds since the start.
+    other_pools: Pools beside the main one, for `/metrics` only.
+    """
+
+    settings: Settings
+    pool: Pool
+    directory: Directory
+    ingest: Ingest
+    hub: Hub
+    audit: AuditWorker
+    authenticator: Authenticator
+    relay_key: SecretKey
+    readiness: Callable[[], Awaitable[Readiness]]
+    shutting_down: Callable[[], bool]
+    uptime: Callable[[], float]
+    writes_refused: Callable[[], bool] | None = None
+    other_pools: tuple[Pool, ...] = ()
+
+    @property
+    def closed_to_writes(self) -> bool:
+        return (self.writes_refused or self.shutting_down)()
