@@ -1,0 +1,180 @@
+"""The log table: moving entries from the outbox into the chain, one writer at a time.
+
+In: what the outbox holds. Out: rows of `audit_log`. Used by the worker, and at start by `chain_outbox`: recovery is the
+normal path, so it is tested all day long.
+
+Theory
+------
+A batch is one transaction of four steps, each a statement of its own:
+
+    (a) take the advisory lock       the writers of all nodes stand in one line; it is held until the commit
+    (b) read the head                a later statement, hence a later snapshot: it sees what the last writer committed
+    (c) DELETE ... RETURNING         what comes back is chained, nothing else: the outbox decides, not anyone's memory
+    (d) INSERT                       UNIQUE(prev_hash) refuses a fork even if (a) were broken
+
+Lock and head in one statement would read the head in the snapshot from before the wait. Step (c) before the commit of
+(d) is what makes every outcome safe to repeat: if a commit was lost with its connection, the rows are either still in
+the outbox, and are taken again, or they are in the log, and there is nothing left to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from relay.asyncpg_trio import Connection
+from relay.audit.chain import GENESIS, ChainedEntry, Head, link
+from relay.audit.entry import Entry
+
+BATCH_ENTRIES_MAX = 256
+# "relayaud" in ASCII; not the original's number, so that both can share a server during a migration.
+ADVISORY_LOCK = 0x72656C6179617564
+LOCK_TIMEOUT_MS = 2_000
+STATEMENT_TIMEOUT_MS = 5_000
+
+_log = structlog.get_logger(__name__)
+
+# One message, three statements, each with a snapshot of its own.
+_LOCK = f"""
+SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS};
+SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS};
+SELECT pg_advisory_xact_lock({ADVISORY_LOCK});
+"""
+
+_HEAD = "SELECT seq, hash FROM audit_log ORDER BY seq DESC LIMIT 1"
+
+_FIELDS = "uuid::text AS uuid, time_us, action, actor, event_id, kind, channel_id::text AS channel_id, metadata"
+
+_TAKE = f"""
+DELETE FROM audit_outbox AS taken
+-- An array and not IN (SELECT ...): the limit is applied once, and the rows are found by primary key.
+WHERE id = ANY (ARRAY (SELECT id FROM audit_outbox ORDER BY id LIMIT $1))
+RETURNING id, {_FIELDS}, pg_current_xact_id()::text AS xid,
+    -- Only after a half-restored backup, or a producer that wrote a uuid again after it was chained. Such a row is
+    -- dropped: it is in the chain already, and inserting it would fail this batch and every later one for ever.
+    EXISTS (SELECT FROM audit_log WHERE audit_log.uuid = taken.uuid) AS chained
+"""
+
+_INSERT = """
+INSERT INTO audit_log (seq, uuid, time_us, action, actor, event_id, kind, channel_id, metadata,
+                       version, prev_hash, hash)
+SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::int[],
+                     $8::uuid[], $9::text[], $10::smallint[], $11::bytea[], $12::bytea[])
+"""
+
+_SELECT_ROWS = f"""
+SELECT seq, {_FIELDS}, version, prev_hash, hash, v1_time
+FROM audit_log WHERE seq > $1 AND seq <= $2 ORDER BY seq LIMIT $3
+"""
+
+
+_NEXT_SEQ = "SELECT coalesce(min(seq), $2::bigint + 1) FROM audit_log WHERE seq > $1 AND seq <= $2"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction did: the uuids it took from the outbox, how many of them it chained, the head it found and
+    the head it left, whether more may wait, and the transaction (None where there was nothing to take)."""
+
+    uuids: tuple[str, ...]
+    written: int
+    prev: Head
+    head: Head
+    full: bool
+    xid: str | None = None
+
+
+async def chain_batch(con: Connection, *, entries_max: int = BATCH_ENTRIES_MAX) -> Batch:
+    """Chain up to `entries_max` entries of the outbox. To be called inside a READ COMMITTED transaction.
+
+    Whether it was committed is the caller's to know: until then, `Batch` is a plan.
+
+    Raises:
+        PostgresError: among others a lock or statement timeout, or a head that moved under us (UNIQUE).
+    """
+    await con.execute(_LOCK)
+    prev = await read_head(con)
+    taken = sorted(await con.fetch(_TAKE, entries_max), key=_place)
+    fresh = [entry_of(row) for row in taken if not row["chained"]]
+    if len(fresh) < len(taken):
+        _log.warning("audit entries were chained before and are dropped", entries=len(taken) - len(fresh))
+    rows = link(prev, fresh)
+    if rows:
+        await insert_rows(con, rows)
+    head = rows[-1].head if rows else prev
+    assert head.seq == prev.seq + len(fresh), "the log has no gaps"
+    xid = taken[0]["xid"] if taken else None
+    return Batch(tuple(row["uuid"] for row in taken), len(fresh), prev, head, len(taken) == entries_max, xid)
+
+
+async def chain_outbox(con: Connection, *, entries_max: int = BATCH_ENTRIES_MAX) -> int:
+    """Chain all that the outbox holds, and say how many that was. For the start, before the worker runs."""
+    written = 0
+    while True:
+        async with con.transaction(isolation="read_committed"):
+            batch = await chain_batch(con, entries_max=entries_max)
+        written += batch.written
+        if not batch.full:
+            return written
+
+
+async def read_head(con: Connection) -> Head:
+    """The last row's place and hash; `GENESIS` for an empty log."""
+    row = await con.fetchrow(_HEAD)
+    return GENESIS if row is None else Head(row["seq"], row["hash"])
+
+
+async def read_rows(con: Connection, after_seq: int, to_seq: int, rows_max: int) -> list[ChainedEntry]:
+    """Rows with `after_seq` < seq ≤ `to_seq`, by seq, at most `rows_max` of them."""
+    return [chained_of(row) for row in await con.fetch(_SELECT_ROWS, after_seq, to_seq, rows_max)]
+
+
+async def next_seq(con: Connection, after_seq: int, to_seq: int) -> int:
+    """The first place behind `after_seq` that has a row; `to_seq` + 1 when none has up to there."""
+    return int(await con.fetchval(_NEXT_SEQ, after_seq, to_seq))
+
+
+async def insert_rows(con: Connection, rows: Sequence[ChainedEntry]) -> None:
+    """Write chained rows of version 2 in one statement."""
+    entries = [row.entry for row in rows]
+    await con.execute(
+        _INSERT,
+        [row.seq for row in rows],
+        [entry.uuid for entry in entries],
+        [entry.time_us for entry in entries],
+        [entry.action for entry in entries],
+        [entry.actor for entry in entries],
+        [entry.event_id for entry in entries],
+        [entry.kind for entry in entries],
+        [entry.channel_id for entry in entries],
+        [entry.metadata for entry in entries],
+        [row.version for row in rows],
+        [row.prev_hash for row in rows],
+        [row.hash for row in rows],
+    )
+
+
+def entry_of(row: Any) -> Entry:
+    """The entry in a database row: what is hashed is what the database gave back, never what we once sent."""
+    return Entry(
+        row["uuid"],
+        row["time_us"],
+        row["action"],
+        row["actor"],
+        row["event_id"],
+        row["kind"],
+        row["channel_id"],
+        row["metadata"],
+    )
+
+
+def chained_of(row: Any) -> ChainedEntry:
+    return ChainedEntry(row["seq"], entry_of(row), row["version"], row["prev_hash"], row["hash"], row["v1_time"])
+
+
+def _place(row: Any) -> int:
+    place: int = row["id"]
+    return place
