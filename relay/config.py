@@ -36,9 +36,7 @@ def _seconds(default: float, variable: str, text: str) -> Any:
 class Settings(BaseSettings):
     """One attribute a setting; see `describe()` for the table of names, defaults and texts."""
 
-    model_config = SettingsConfigDict(
-        extra="ignore", case_sensitive=True, populate_by_name=True, env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(extra="ignore", case_sensitive=True, populate_by_name=True, env_ignore_empty=True)
 
     # -- where -------------------------------------------------------------------------------------------------------
     bind_addr: str = _setting("127.0.0.1:3000", "SPROUT_BIND_ADDR", "Address and port of HTTP and WebSocket.")

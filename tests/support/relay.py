@@ -6,16 +6,17 @@ client that keeps every frame it got. The front door (peek, HTTP) is somebody el
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import orjson
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, connect_websocket
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from relay.access.authenticate import Authenticator
 from relay.nostr.event import Event
@@ -36,20 +37,25 @@ class RelayUnderTest:
     nursery: trio.Nursery
     # The server's side of every connection, in order of arrival.
     accepted: list[trio.SocketStream] = field(default_factory=list)
+    streams: list[trio.SocketStream] = field(default_factory=list)
 
-    async def connect(self, person: Person | None = None, **options: Any) -> Client:
-        """A connection, logged in if there is a person."""
-        websocket = await connect_websocket(
-            self.nursery, "127.0.0.1", self.port, "/", use_ssl=False, **{"max_message_size": 8 << 20, **options}
-        )
-        client = Client(websocket)
+    async def connect(self, person: Person | None = None, *, receive_buffer: int | None = None) -> Client:
+        """A connection, logged in if there is a person. `receive_buffer`: bytes that the client's kernel may hold."""
+        sock = trio.socket.socket()
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        await sock.connect(("127.0.0.1", self.port))
+        stream = trio.SocketStream(sock)
+        self.streams.append(stream)
+        websocket = await wrap_client_stream(self.nursery, stream, "localhost", "/", max_message_size=8 << 20)
+        client = Client(websocket, stream)
         client.challenge = (await client.expect("AUTH"))[1]
         if person is not None:
             assert (await client.log_in(person))[2:] == [True, ""]
         return client
 
     async def channel(self, owner: Person, *others: Person, visibility: str = "private") -> str:
-        """A channel straight in the store, without the events that creating one makes, and with nothing cached of it."""
+        """A channel straight in the store: without the events that creating one makes, and nothing cached of it."""
         channel_id: str = await self.core.pool.fetchval(
             "INSERT INTO channels (name, visibility, created_by) VALUES ('c', $1::channel_visibility, $2)"
             " RETURNING id::text",
@@ -70,8 +76,9 @@ class RelayUnderTest:
 class Client:
     """One connection as a client sees it. `frames` holds what was received and not yet expected."""
 
-    def __init__(self, websocket: WebSocketConnection) -> None:
+    def __init__(self, websocket: WebSocketConnection, stream: trio.SocketStream) -> None:
         self.websocket = websocket
+        self.stream = stream
         self.frames: list[list[Any]] = []
         self.challenge = ""
 
@@ -103,13 +110,12 @@ class Client:
 
     async def closed(self) -> tuple[int, str | None]:
         """Code and reason of the Close that ends the connection; what came before it is kept in `frames`."""
-        with trio.fail_after(SECONDS):
-            try:
-                while True:
-                    self.frames.append(orjson.loads(await self.websocket.get_message()))
-            except ConnectionClosed as end:
-                assert end.reason is not None
-                return end.reason.code, end.reason.reason
+        with trio.fail_after(SECONDS), suppress(ConnectionClosed):
+            while True:
+                self.frames.append(orjson.loads(await self.websocket.get_message()))
+        reason = self.websocket.closed
+        assert reason is not None
+        return reason.code, reason.reason
 
     async def log_in(self, person: Person, **overrides: Any) -> list[Any]:
         await self.send("AUTH", fields(auth_event(person, self.challenge, **overrides)))
@@ -165,5 +171,9 @@ async def serving(
 
         listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         relay.port = listeners[0].socket.getsockname()[1]
-        yield relay
-        nursery.cancel_scope.cancel()
+        try:
+            yield relay
+        finally:
+            for stream in relay.streams:
+                stream.socket.close()
+            nursery.cancel_scope.cancel()

@@ -61,8 +61,8 @@ class StandIn:
 
     async def _worker(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
-        await self._fault("worker")
         async with self.entries_in:
+            await self._fault("worker")
             async for item in self.work_out:
                 await self._fault("work")
                 await self.entries_in.send(item)

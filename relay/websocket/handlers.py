@@ -1,0 +1,147 @@
+"""What each message of a client does: EVENT, AUTH and CLOSE here, REQ in `requests`.
+
+In: the text of one message and the session that it came on. Out: replies, in order. A handler returns when the next
+message may be read: a plain EVENT before its OK is known, everything else after all that came before it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from relay import metrics
+from relay.access.authenticate import AuthRefusal
+from relay.access.identity import Caller
+from relay.audit.entry import Action, Entry, new_entry
+from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, StoreError
+from relay.ingest.types import Admission, Door, Outcome, Route
+from relay.nostr import messages
+from relay.nostr.event import Event
+from relay.nostr.kinds import kind_label
+from relay.nostr.messages import AuthMessage, CloseMessage, EventMessage, InvalidMessage, ReqMessage
+from relay.nostr.nip42 import AuthCause
+from relay.nostr.session import Verb
+from relay.store.failures import STORE_FAILURES
+from relay.websocket import endings, requests
+
+if TYPE_CHECKING:
+    from relay.websocket.session import Session
+
+log = structlog.get_logger(__name__)
+
+FAILURES: Final = (*STORE_FAILURES, StoreError)
+_UNPROVED: Final = frozenset(cause.value for cause in AuthCause)
+_FAILED: Final = Outcome.refused(INTERNAL_ERROR)
+
+
+async def handle(session: Session, text: str) -> None:
+    """One message, whatever it says. Raises trio.BrokenResourceError when the connection is ending."""
+    try:
+        message = messages.parse_client_message(text)
+    except InvalidMessage as invalid:
+        await session.put(messages.notice(invalid.notice))
+        return
+    if isinstance(message, EventMessage):
+        await session.replies.wait_room()
+        await _publish(session, message.event)
+        return
+    await session.replies.wait_empty()
+    refusal = session.state.refuse(message)
+    if refusal is not None:
+        for payload in refusal:
+            await session.put(payload)
+        return
+    match message:
+        case AuthMessage(event=event):
+            await _log_in(session, event)
+        case ReqMessage():
+            await requests.serve(session, message)
+        case CloseMessage(sub_id=sub_id):
+            session.services.hub.unsubscribe(session, sub_id)
+            await session.put(messages.closed(sub_id, ""))
+
+
+# -- EVENT -------------------------------------------------------------------------------------------------------------
+
+
+async def _publish(session: Session, event: Event) -> None:
+    """Answers one EVENT, or leaves its answer to the commit task."""
+    caller = session.caller
+    if caller is None:
+        metrics.EVENTS_RECEIVED.labels(kind_label(event.kind)).inc()
+        metrics.EVENTS_REJECTED.labels("auth").inc()
+        gate = session.state.check(Verb.EVENT)
+        session.replies.answer(event.id, Outcome(False, gate.refusal, Refusal.auth(gate.refusal)))
+        return
+    ingest = session.services.ingest
+    try:
+        admission = await ingest.admit(event, caller, Door.WEBSOCKET)
+        if session.replies and not _is_plain(admission):
+            # What it refers to may be among the EVENTs that are not committed yet: a reply to the message just sent.
+            await session.replies.wait_empty()
+            admission = await ingest.admit(event, caller, Door.WEBSOCKET)
+        if isinstance(admission, Refusal):
+            session.replies.answer(event.id, Outcome.refused(admission))
+        elif admission.route is Route.PLAIN:
+            await _enqueue(session, admission)
+        else:
+            session.replies.answer(event.id, await ingest.perform(admission))
+    except FAILURES as error:
+        log.error("an event could not be decided", event=event.id, error=repr(error))
+        session.replies.answer(event.id, _FAILED)
+    except trio.ClosedResourceError:  # the queues of ingest closed meanwhile
+        session.replies.answer(event.id, Outcome.refused(SHUTTING_DOWN))
+
+
+async def _enqueue(session: Session, admission: Admission) -> None:
+    slot = session.replies.open(admission.event.id)
+    try:
+        await session.services.ingest.enqueue(admission, slot)
+    except BaseException:
+        session.replies.withdraw(slot)  # nobody will ever resolve it
+        raise
+
+
+def _is_plain(admission: Refusal | Admission) -> bool:
+    return isinstance(admission, Admission) and admission.route is Route.PLAIN
+
+
+# -- AUTH --------------------------------------------------------------------------------------------------------------
+
+
+async def _log_in(session: Session, event: Event) -> None:
+    """The connection's one attempt."""
+    services = session.services
+    now_us = services.now_us()
+    found = await services.authenticator.websocket(event, challenge=session.state.challenge, now=now_us // 1_000_000)
+    if isinstance(found, AuthRefusal):
+        session.state.failed()
+        # A key that proved nothing is only a claim, and must not be blamed; then the address is all that is known.
+        who = session.peer if found.cause in _UNPROVED else event.pubkey
+        services.ingest.note(Action.AUTH_FAILURE, who, found.cause)
+        log.info("authentication refused", cause=found.cause, peer=session.peer)
+        await session.put(messages.ok(event.id, False, found.text))
+        return
+    try:
+        await services.ingest.record([_success(found, session.peer, now_us)])
+    except (*FAILURES, trio.ClosedResourceError) as error:
+        # A login that the audit log does not know must not have happened. The client comes back.
+        log.error("a login could not be recorded", error=repr(error))
+        session.state.failed()
+        await session.put(messages.ok(event.id, False, INTERNAL_ERROR.text))
+        session.end(endings.INTERNAL_ERROR)
+        return
+    session.authenticated(found)
+    await session.put(messages.ok(event.id, True, ""))
+
+
+def _success(caller: Caller, peer: str, now_us: int) -> Entry:
+    metadata = {"door": "websocket", "method": caller.method.value, "peer": peer}
+    if caller.token_id is not None:
+        metadata["token_id"] = caller.token_id
+    return new_entry(
+        Action.AUTH_SUCCESS, time_us=now_us, uuid=str(uuid.uuid4()), actor=caller.pubkey, metadata=metadata
+    )  # fmt: skip

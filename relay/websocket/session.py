@@ -1,0 +1,315 @@
+"""One WebSocket connection, from the handshake to the Close.
+
+In: the accepted stream of one client. Out: replies and events through its `Outbound`. The connection's task (started by
+the listener) runs `Session.run`: it reads message by message, handles each before it reads the next, and closes. Other
+tasks touch the session only through synchronous calls: the commit task resolves OKs, the fan-out task offers events,
+the heartbeat ticks, the endpoint ends it. What a message means is in `handlers` and `requests`.
+
+    nursery of the connection
+    ├── this task        receive loop, then the close
+    ├── trio-websocket's reader task: frames in, pongs and the answer to a Close out
+    └── flush task       only while the kernel's buffer is full
+
+Rules
+-----
+1. A message is handled to its end before the next one is read, except that EVENTs may wait for their commits together.
+   So a slow handler stops the reading: TCP holds the client back, nobody else.
+2. Ends come as data: whoever wants an end calls `end`, which cancels a scope around the receive loop. This task alone
+   speaks the Close. (trio-websocket's `aclose` from another task would break the read and then wait for ever.)
+3. Whatever happens, the hub forgets the connection and the socket is closed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+
+from relay import metrics
+from relay.access.authenticate import Authenticator
+from relay.access.directory import Directory
+from relay.access.identity import Caller
+from relay.config import Settings
+from relay.fanout.hub import Hub
+from relay.fanout.outbound import CloseReason, Outbound, OutboundLimits
+from relay.ingest.pipeline import Ingest
+from relay.nostr.messages import notice, ws_frame
+from relay.nostr.session import Phase, SessionState
+from relay.query.replay import Database
+from relay.websocket import endings, handlers
+from relay.websocket.endings import Ending
+from relay.websocket.replies import Replies
+from relay.websocket.transport import Transport
+
+log = structlog.get_logger(__name__)
+
+PING_FRAME = ws_frame(b"", opcode=9)
+# The third tick without an answer to the two pings before it: the original's rule, about 60 s with its 30 s period.
+UNANSWERED_PINGS_MAX = 2
+# trio-websocket's buffer for one read: most messages come in one piece.
+RECEIVE_BYTES = 16 << 10
+# How many messages are handled between two looks at what waits for the client.
+OUTBOUND_LOOK_MESSAGES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all sessions share. `now_us`: the wall clock in microseconds. `draining`: whether the relay is stopping."""
+
+    settings: Settings
+    hub: Hub
+    ingest: Ingest
+    authenticator: Authenticator
+    directory: Directory
+    pool: Database
+    now_us: Callable[[], int]
+    draining: Callable[[], bool]
+
+
+class Session:
+    """The server's side of one connection; a `Peer` of the hub."""
+
+    def __init__(self, services: Services, stream: trio.SocketStream, peer: str) -> None:
+        settings = services.settings
+        self.services = services
+        self.peer = peer
+        self.state: SessionState[Caller] = SessionState(secrets.token_hex(32), settings.relay_url)
+        self.caller: Caller | None = None
+        self.outbound: Outbound
+        self.replies = Replies(self._offer_reply, settings.max_pending_events)
+        self._stream = stream
+        self._transport: Transport
+        self._websocket: WebSocketConnection
+        self._open = False
+        # Around everything between handshake and close; around one read.
+        self._work = trio.CancelScope()
+        self._read = trio.CancelScope()
+        self._handshake = trio.CancelScope()
+        # Set by the first `end`; `_end_wanted` wakes a session that has stopped reading and waits for its end.
+        self._ending: Ending | None = None
+        self._end_wanted = trio.Event()
+        self._stop_reading = False
+        # Absolute times: until when queued frames may leave, and when the connection is given up.
+        self._flush_deadline = 0.0
+        self._close_deadline = 0.0
+        self._unanswered_pings = 0
+        self._last_tick = 0.0
+
+    # -- the connection's task ---------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serves the connection to its end. Raises nothing but what trio-websocket does on a broken handshake.
+
+        Cancellation: the socket is closed at once.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._serve(nursery)
+        finally:
+            self.services.hub.disconnect(self)
+            self._stream.socket.close()
+
+    async def _serve(self, nursery: trio.Nursery) -> None:
+        if not await self._shake_hands(nursery):
+            nursery.cancel_scope.cancel()
+            return
+        metrics.WS_CONNECTIONS.inc()
+        metrics.WS_CONNECTIONS_ACTIVE.inc()
+        self._open = True
+        try:
+            self.outbound.offer(ws_frame(self.state.greeting()))
+            await self._work_to_the_end()
+            await self._close(nursery)
+        finally:
+            self._open = False
+            metrics.WS_CONNECTIONS_ACTIVE.dec()
+
+    async def _shake_hands(self, nursery: trio.Nursery) -> bool:
+        settings = self.services.settings
+        limits = OutboundLimits(settings.send_buffer, settings.send_buffer_bytes, settings.send_stall_seconds)
+        self.outbound = Outbound(self._stream, nursery, limits=limits, on_close=self._on_outbound_close)
+        self._transport = Transport(
+            self._stream,
+            self.outbound,
+            before_too_big=self._before_too_big,
+            # trio-websocket would wait for ever for a request that cannot come any more.
+            on_end=self._handshake.cancel,
+            discard_seconds=settings.close_seconds,
+        )
+        self._handshake.deadline = trio.current_time() + settings.handshake_seconds
+        with self._handshake:
+            request = await wrap_server_stream(
+                nursery,
+                self._transport,
+                # It counts characters, not bytes; `_receive` looks at the bytes.
+                max_message_size=settings.max_frame_bytes,
+                receive_buffer_size=RECEIVE_BYTES,
+            )
+            self._websocket = await request.accept()
+            return True
+        return False
+
+    async def _work_to_the_end(self) -> None:
+        """The receive loop, until the peer leaves or somebody wants an end."""
+        self._work.deadline = trio.current_time() + self.services.settings.auth_seconds
+        try:
+            with self._work:
+                await self._receive_loop()
+                if self._stop_reading and self._ending is None:
+                    # What was admitted is still being answered, and events still arrive.
+                    await self._end_wanted.wait()
+        except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except Exception:
+            # The last line of defence: whatever a handler did not expect costs this connection only.
+            log.exception("websocket session failed", peer=self.peer)
+            self.end(endings.INTERNAL_ERROR)
+        if self._work.cancelled_caught and self._ending is None and trio.current_time() >= self._work.deadline:
+            self.end(endings.AUTH_TIMEOUT)
+
+    async def _receive_loop(self) -> None:
+        handled = 0
+        while self._ending is None and not self._stop_reading:
+            with trio.CancelScope() as self._read:
+                message = await self._websocket.get_message()
+            if self._read.cancelled_caught:
+                return
+            if not await self._take(message):
+                return
+            handled += 1
+            if handled % OUTBOUND_LOOK_MESSAGES == 0:
+                await self._wait_outbound()
+
+    async def _take(self, message: str | bytes) -> bool:
+        """Handles one message; False if it was too long, and the session ends."""
+        if isinstance(message, bytes):
+            try:
+                message = message.decode()
+            except UnicodeDecodeError:
+                return True
+        limit = self.services.settings.max_frame_bytes
+        # No character has more than four bytes.
+        if len(message) * 4 > limit and len(message.encode()) > limit:
+            self.end(endings.TOO_BIG)  # the transport says it in words, as where trio-websocket noticed first
+            return False
+        await handlers.handle(self, message)
+        return True
+
+    async def _wait_outbound(self) -> None:
+        """OKs do not wait for room; who sends EVENTs and does not read their OKs is not read any further."""
+        queued, settings = self.outbound.statistics(), self.services.settings
+        if queued.queued_frames * 2 > settings.send_buffer or queued.queued_bytes * 2 > settings.send_buffer_bytes:
+            await self.outbound.wait_send_all_might_not_block()
+
+    async def _before_too_big(self) -> None:
+        """A Close forfeits what waits, so first the client gets what it has earned, and is told why."""
+        settings = self.services.settings
+        with trio.move_on_after(settings.flush_seconds):
+            await self.replies.wait_empty()
+            await self.put(notice(f"invalid: message exceeds maximum size of {settings.max_frame_bytes} bytes"))
+            await self.outbound.flushed(settings.flush_seconds)
+        self._ending = self._ending or endings.TOO_BIG
+
+    async def _close(self, nursery: trio.Nursery) -> None:
+        """Lets the connection go: no more events, then what waits, then the Close, then the socket."""
+        self.services.hub.disconnect(self)
+        ending = self._ending
+        if ending is None:  # the peer has gone; the reader has answered its Close, if there was one
+            nursery.cancel_scope.deadline = trio.current_time() + self.services.settings.close_seconds
+            return
+        metrics.WS_CLOSES.labels(ending.label).inc()
+        if ending.label == endings.SLOW_CONSUMER.label:
+            metrics.WS_BACKPRESSURE_DISCONNECTS.inc()
+        nursery.cancel_scope.deadline = (
+            self._close_deadline or trio.current_time() + self.services.settings.close_seconds
+        )
+        if not ending.abrupt:
+            with trio.move_on_at(self._flush_deadline):
+                await self.replies.wait_empty()
+                await self.outbound.flushed(max(0.0, self._flush_deadline - trio.current_time()))
+        await self._websocket.aclose(ending.code, ending.reason)
+
+    # -- for handlers ------------------------------------------------------------------------------------------------
+
+    async def put(self, payload: bytes) -> None:
+        """Sends one message, waiting for room. Raises trio.BrokenResourceError when the connection is ending."""
+        await self.outbound.put(ws_frame(payload))
+
+    def authenticated(self, caller: Caller) -> None:
+        """The login succeeded: the connection may stay, and evictions find it."""
+        self.state.authenticated(caller)
+        self.caller = caller
+        if self._ending is None:
+            self._work.deadline = float("inf")
+        self.services.hub.connect(self)
+
+    # -- for other tasks: synchronous --------------------------------------------------------------------------------
+
+    def end(self, ending: Ending, *, flush_seconds: float | None = None, close_seconds: float | None = None) -> None:
+        """Ends the connection; the first call decides how. Reading stops now; what is being handled may take
+        `flush_seconds`, together with the sending of what waits; after `close_seconds` the socket is closed anyway."""
+        if self._ending is not None:
+            return
+        settings, now = self.services.settings, trio.current_time()
+        self._ending = ending
+        self._close_deadline = now + (settings.close_seconds if close_seconds is None else close_seconds)
+        self._flush_deadline = now + (settings.flush_seconds if flush_seconds is None else flush_seconds)
+        self._end_wanted.set()
+        self._handshake.cancel()
+        self._read.cancel()
+        self._work.deadline = min(self._work.deadline, self._flush_deadline)
+        if ending.abrupt:
+            self._work.cancel()
+
+    def drop(self, reason: str) -> None:
+        """The fan-out could not keep the connection complete."""
+        self.end(endings.slow(reason))
+
+    def stop_reading(self) -> None:
+        """Reads no further message; what was read is handled and answered. `end` must follow."""
+        self._stop_reading = True
+        self._read.cancel()
+
+    def tick(self, now: float) -> None:
+        """The heartbeat: looks whether the last pings were answered, and sends the next one.
+
+        Any input counts, not only a pong: a client in the middle of a long message cannot answer. Silence counts only
+        while the reader was waiting for input, and not while the peer takes what we send.
+        """
+        if not self._open or self._ending is not None:
+            return
+        silent = self._transport.waiting and not self._transport.heard and self.outbound.last_progress < self._last_tick
+        self._transport.heard = False
+        self._last_tick = now
+        if not silent:
+            self._unanswered_pings = 0
+        elif self._unanswered_pings >= UNANSWERED_PINGS_MAX:
+            self.end(endings.PING_TIMEOUT)
+            return
+        self._unanswered_pings += 1
+        self.outbound.offer(PING_FRAME)
+
+    def abort(self) -> None:
+        """Closes without a word, wherever the session stands: whoever waits for the socket sees it closed."""
+        self._handshake.cancel()
+        self._work.cancel()
+        self._stream.socket.close()
+
+    @property
+    def is_authenticated(self) -> bool:
+        return self.state.phase is Phase.AUTHENTICATED
+
+    def _offer_reply(self, frame: bytes) -> None:
+        self.outbound.offer(frame)
+
+    def _on_outbound_close(self, reason: CloseReason) -> None:
+        if reason is CloseReason.SLOW_CONSUMER:
+            self.end(endings.SLOW_CONSUMER)
+        else:
+            self._work.cancel()
+            self._read.cancel()
+            self._handshake.cancel()
