@@ -1,0 +1,335 @@
+"""The parts of a relay, made in the order in which they need each other, and how each of them is stopped.
+
+In: settings and a database that answers. Out: what the supervisor runs (relay/supervisor.py) and the script stops
+(relay/shutdown.py). This is the one place that knows all parts; they know each other only downwards. What must go up
+is handed over here as a function or a channel. No task is started here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+
+from relay import __version__, admin, metrics
+from relay.access import relay_key
+from relay.access.authenticate import Authenticator
+from relay.access.directory import Directory
+from relay.asyncpg_trio import Connection, Pool, connect
+from relay.audit import log as audit_log
+from relay.audit import outbox
+from relay.audit.sink import PoolSink
+from relay.audit.verify import verify_head
+from relay.audit.worker import AuditWorker
+from relay.config import Settings
+from relay.database import Database, connect_patiently
+from relay.fanout.hub import Hub
+from relay.http.app import create_app
+from relay.http.health import create_health_app, create_metrics_app
+from relay.http.services import Readiness, Services
+from relay.ingest.pipeline import Ingest
+from relay.last_message import ASGIApp
+from relay.nostr import nip19
+from relay.nostr.keys import SecretKey
+from relay.shutdown import Stop
+from relay.store import members, migrate
+from relay.store.own_connection import OwnConnection
+from relay.supervisor import Started
+from relay.websocket.endpoint import WebSocketEndpoint
+from relay.websocket.listener import ListenerLimits, install
+from relay.websocket.origin import same_host_or
+
+# An outbox row this old means that nothing is being chained: no new traffic, please.
+OUTBOX_AGE_SECONDS_MAX = 10.0
+# A probe that gives up must not wait long for a server that does not answer.
+PROBE_SETTLE_SECONDS = 0.2
+LAG_SECONDS = 0.5
+# Before the audit deadline, for the entries that the last producers left in the outbox.
+LAST_BATCH_SECONDS = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+async def prepare(settings: Settings, database: Database) -> SecretKey:
+    """Schema, key and audit log as this version needs them. Returns the relay's key.
+
+    Raises:
+        MigrationError, ConfigError, AuditError: This relay must not run on this database as it is.
+    """
+    async with _connected(await connect_patiently(database.dsn, settings.database_wait_seconds)) as connection:
+        await migrate.up(connection)
+        key = relay_key.obtain(settings, database.data_dir)
+        await relay_key.confirm(connection, key)
+        head = await verify_head(connection)
+        if chained := await audit_log.chain_outbox(connection, entries_max=settings.audit_batch):
+            log.info("chained what the last run had left in the outbox", entries=chained)
+        log.info("audit log checked", head=head.seq + chained)
+    return key
+
+
+@asynccontextmanager
+async def assemble(settings: Settings, database: Database, stop: Stop) -> AsyncIterator[Parts]:
+    """Everything but the tasks. Raises as `prepare`, and ConfigError where a port is taken."""
+    key = await prepare(settings, database)
+    sessions = {"statement_timeout": _ms(settings.statement_seconds), "lock_timeout": _ms(settings.lock_seconds)}
+    main = Pool(
+        database.dsn,
+        size_max=settings.pool_size_max,
+        size_min=settings.pool_size_min,
+        acquire_seconds=settings.pool_acquire_seconds,
+        server_settings={**sessions, "application_name": "relay"},
+    )
+    audit = Pool(
+        database.dsn,
+        name="audit",
+        size_max=settings.audit_pool_size_max,
+        size_min=settings.audit_pool_size_min,
+        acquire_seconds=settings.pool_acquire_seconds,
+        server_settings={"application_name": "relay audit"},
+    )
+    async with main, audit:
+        parts = Parts(settings, database, key, stop, main, audit, sessions)
+        await parts.open_admin_listeners()
+        try:
+            yield parts
+        finally:
+            parts.close_own_connections()
+
+
+class Parts:
+    """See the module. Implements `relay.supervisor.Relay`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        key: SecretKey,
+        stop: Stop,
+        main: Pool,
+        audit: Pool,
+        sessions: dict[str, str],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._key = key
+        self._stop = stop
+        self._pools = (main, audit)
+        self._own: list[Connection] = []
+        self._refusing = False
+        self._input_ended = False
+        self._admin: list[tuple[str, ASGIApp, list[trio.SocketListener]]] = []
+
+        self._audit_worker = AuditWorker(
+            PoolSink(audit, entries_max=settings.audit_batch),
+            capacity=settings.audit_queue,
+            batch_entries=settings.audit_batch,
+            linger_seconds=settings.audit_linger_seconds,
+            drain_seconds=settings.audit_drain_seconds,
+            producers_seconds=max(0.0, settings.audit_drain_seconds - LAST_BATCH_SECONDS),
+        )
+        self._directory = Directory(main, settings)
+        self._hub = Hub(partial(_audiences, main), queue=settings.fanout_queue)
+        self._ingest = Ingest(
+            settings,
+            pool=main,
+            connect=partial(self._connect, server_settings={**sessions, "application_name": "relay ingest"}),
+            directory=self._directory,
+            hub=self._hub,
+            audit=self._audit_worker,
+            key=key,
+            now_us=_now_us,
+        )
+        authenticator = Authenticator(main, settings, settings.relay_url)
+        self._endpoint = WebSocketEndpoint(
+            settings, self._hub, self._ingest, authenticator, self._directory, main, _now_us
+        )
+        self._install_listener()
+        self._probe = _Probe(
+            OwnConnection(
+                partial(
+                    self._connect,
+                    server_settings={"application_name": "relay health"},
+                    settle_seconds=PROBE_SETTLE_SECONDS,
+                ),
+                name="health probe",
+                patience_seconds=0.5,
+            )
+        )
+        began = time.monotonic()
+        self._services = Services(
+            settings=settings,
+            pool=main,
+            directory=self._directory,
+            ingest=self._ingest,
+            hub=self._hub,
+            audit=self._audit_worker,
+            authenticator=authenticator,
+            relay_key=key,
+            readiness=self._probe.ask,
+            shutting_down=lambda: not stop.is_ready,
+            uptime=lambda: time.monotonic() - began,
+            writes_refused=lambda: self._refusing,
+        )
+        self.app: ASGIApp = create_app(self._services)
+
+    def _install_listener(self) -> None:
+        settings = self._settings
+        install(
+            self._endpoint,
+            admission=self._endpoint.admission,
+            origin_allowed=same_host_or(settings.allowed_origins or ("*",)),
+            limits=ListenerLimits(
+                head_seconds=settings.handshake_seconds,
+                send_stall_seconds=settings.send_stall_seconds,
+                stop_seconds=settings.close_seconds,
+            ),
+        )
+
+    async def open_admin_listeners(self) -> None:
+        """Take the ports of health and metrics. Raises ConfigError, which names the setting."""
+        settings = self._settings
+        for name, port, variable, make_app in (
+            ("health", settings.health_port, "SPROUT_HEALTH_PORT", create_health_app),
+            ("metrics", settings.metrics_port, "SPROUT_METRICS_PORT", create_metrics_app),
+        ):
+            if port:
+                listeners = await admin.open_listeners(settings.admin_host, port, variable)
+                self._admin.append((name, make_app(self._services), listeners))
+
+    async def _connect(self, **options: Any) -> Connection:
+        """A connection outside the pools, for one task; remembered, so that `abort` reaches it."""
+        connection = await connect(self._database.dsn, **options)
+        self._own = [each for each in self._own if not each.is_closed()] + [connection]
+        return connection
+
+    # -- what the supervisor runs ------------------------------------------------------------------------------------
+
+    @property
+    def audit(self) -> Started:
+        return self._audit_worker.run
+
+    @property
+    def workers(self) -> Sequence[tuple[str, Started]]:
+        return [("fan-out", self._hub.run), *self._ingest.tasks()]
+
+    @property
+    def timers(self) -> Sequence[tuple[str, Callable[[], Awaitable[object]]]]:
+        return [
+            ("heartbeat", self._endpoint.run_heartbeat),
+            ("audience loader", self._hub.run_loader),
+            ("refusal counts", self._ingest.run_notes),
+            ("loop lag", _measure_loop_lag),
+        ]
+
+    @property
+    def listeners(self) -> Sequence[tuple[str, Started]]:
+        return [
+            (f"{name} listener", partial(admin.serve, app, listeners, self._stop.requested.is_set))
+            for name, app, listeners in self._admin
+        ]
+
+    def announce(self, addresses: Sequence[str]) -> None:
+        """One log line for machines, a few on standard output for whoever has just started it at a terminal."""
+        settings = self._settings
+        beside = {name: f"{settings.admin_host}:{_port(listeners[0])}" for name, _, listeners in self._admin}
+        log.info("ready", listening=list(addresses), relay_url=settings.relay_url, key=self._key.public_hex, **beside)
+        where = str(self._database.data_dir) if self._database.server is not None else "DATABASE_URL"
+        lines = [
+            f"relay {__version__} is ready. Stop it with Ctrl-C or SIGTERM.",
+            f"  connect   {settings.relay_url}   (listening on {', '.join(addresses)})",
+            f"  relay key {nip19.encode_npub(self._key.public_hex)}",
+            f"  data      {where}",
+        ]
+        if "health" in beside:
+            lines.append(f"  health    http://{beside['health']}/_readiness")
+        if "metrics" in beside:
+            lines.append(f"  metrics   http://{beside['metrics']}/metrics")
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+
+    # -- what the script does, in the order of its phases --------------------------------------------------------------
+
+    def refuse_new_work(self) -> None:
+        self._refusing = True
+        self._ingest.close()
+
+    async def close_connections(self, code: int, reason: str) -> None:
+        self._endpoint.stop_reading()
+        settings = self._settings
+        await self._endpoint.close_all(code, reason, settings.flush_seconds, settings.close_seconds)
+
+    def end_input(self) -> None:
+        if not self._input_ended:
+            self._input_ended = True
+            self._ingest.finish()
+            self._hub.close()
+
+    def drain_audit_until(self, deadline: float) -> None:
+        self._audit_worker.begin_drain(deadline)
+
+    def abort(self) -> None:
+        for pool in self._pools:
+            pool.abort()
+        self.close_own_connections()
+
+    def close_own_connections(self) -> None:
+        """Those of tasks that did not end by themselves."""
+        for connection in self._own:
+            connection.terminate()
+
+    def drain_result(self) -> tuple[bool, int]:
+        report = self._audit_worker.report
+        return (True, 0) if report is None else (report.finished, report.left)
+
+
+class _Probe:
+    """Readiness. Asks over a connection of its own, so that a full pool does not make the relay unready."""
+
+    def __init__(self, own: OwnConnection) -> None:
+        self._own = own
+        self._turn = trio.Lock()
+
+    async def ask(self) -> Readiness:
+        """Raises what the store raises; bounded by its caller."""
+        async with self._turn:
+            age = await outbox.oldest_age_seconds(await self._own.get())
+        return Readiness(postgres=True, audit=age < OUTBOX_AGE_SECONDS_MAX)
+
+
+async def _measure_loop_lag() -> None:
+    """How much later than asked a timer fires: what every client waits when a task holds the loop."""
+    while True:
+        due = trio.current_time() + LAG_SECONDS
+        await trio.sleep_until(due)
+        metrics.LOOP_LAG_SECONDS.observe(trio.current_time() - due)
+
+
+async def _audiences(pool: Pool, channel_ids: Sequence[str]) -> dict[str, members.Audience]:
+    return await members.audiences(pool, list(channel_ids))
+
+
+@asynccontextmanager
+async def _connected(connection: Connection) -> AsyncIterator[Connection]:
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _ms(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"
+
+
+def _port(listener: trio.SocketListener) -> int:
+    port: int = listener.socket.getsockname()[1]
+    return port
