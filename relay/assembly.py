@@ -175,6 +175,7 @@ class Parts:
             shutting_down=lambda: not stop.is_ready,
             uptime=lambda: time.monotonic() - began,
             writes_refused=lambda: self._refusing,
+            other_pools=(audit,),
         )
         self.app: ASGIApp = create_app(self._services)
 
@@ -258,6 +259,7 @@ class Parts:
     def refuse_new_work(self) -> None:
         self._refusing = True
         self._ingest.close()
+        self._endpoint.drain()
 
     async def close_connections(self, code: int, reason: str) -> None:
         self._endpoint.stop_reading()

@@ -51,4 +51,5 @@ def _rendering(format_: str) -> list[Any]:
     terminal = sys.stderr.isatty()
     if format_ == "json" or (format_ == "auto" and not terminal):
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(colors=terminal)]
+    # Not the rich one: it prints local variables, and these may hold tokens and keys.
+    return [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback)]
