@@ -6,7 +6,7 @@
         rows = await pool.fetch("SELECT x FROM t WHERE x = ANY($1)", [1, 2])
 
 Layers, each knowing only those below: pool → connect → connection (verbs) → transaction, listen → driver (asyncpg's
-private names) → wire (socket, pump) → tls, errors. Nothing here knows what it is used for.
+private names) → wire (socket, pump) → waiter, tls, errors. Nothing here knows what it is used for.
 """
 
 from . import errors

@@ -79,7 +79,7 @@ class Connection:
     def server_version(self) -> tuple[int, int]:
         """Major and minor version, such as (18, 1)."""
         version = self._session.get_server_version()
-        return int(version.major), int(version.minor)
+        return int(version.major), int(version.micro)  # since PostgreSQL 10 asyncpg calls the minor version "micro"
 
     @property
     def is_busy(self) -> bool:

@@ -22,12 +22,13 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 
 from .tls import TLS
+from .waiter import Waiter
 
 _log = logging.getLogger(__name__)
 
@@ -40,51 +41,6 @@ _TERMINATE = b"X\x00\x00\x00\x04"
 
 Bytes = bytes | bytearray | memoryview
 CancelRequest = Callable[[int, int], Awaitable[None]]
-
-
-class Waiter:
-    """The future of one protocol operation. Awaiting it reads the socket until the answer is complete."""
-
-    __slots__ = ("_error", "_value", "_wire", "finished")
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.finished = False
-
-    def done(self) -> bool:
-        return self.finished
-
-    def cancelled(self) -> bool:
-        return False
-
-    def set_result(self, value: Any) -> None:
-        self._value = value
-        self.finished = True
-
-    def set_exception(self, error: BaseException) -> None:
-        self._error = error
-        self.finished = True
-
-    def exception(self) -> BaseException | None:
-        return self._error
-
-    def add_done_callback(self, callback: Callable[..., object], context: Any = None) -> None:
-        # asyncpg's callback only serves its timers and asyncio's cancellation; neither exists here.
-        pass
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        if not self.finished:
-            yield from self._wire.pump(self).__await__()
-        error = self._error
-        if error is not None:
-            self._error = None
-            try:
-                raise error
-            finally:
-                del error  # else error → traceback → this frame → error would wait for the cycle collector
-        return self._value
 
 
 class Wire:

@@ -88,7 +88,7 @@ async def test_cancelled_between_prepare_and_execute_holds_no_lock_and_leaves_no
     Now and then the answer is seen first and the Execute is cancelled instead; what must hold is the same.
     """
     for _ in range(5):
-        await other.execute("CREATE TABLE t (a int)")
+        await other.execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
 
@@ -99,7 +99,8 @@ async def test_cancelled_between_prepare_and_execute_holds_no_lock_and_leaves_no
                     scope.cancel()
 
                 nursery.start_soon(cancel_after_the_answer)
-                await connection.fetch("SELECT a FROM t")
+                # The sleep keeps the Execute, should it go out, from being over before the other task looks.
+                await connection.fetch("SELECT a FROM t, pg_sleep(60)")
         assert scope.cancelled_caught
         await other.execute("SET lock_timeout = '1s'")
         await other.execute("DROP TABLE t")

@@ -66,7 +66,8 @@ async def test_server_settings_and_facts_about_the_session(empty_dsn: str):
     connection = await connect(empty_dsn, server_settings={"lock_timeout": "1234ms", "application_name": "me"})
     assert await connection.fetchval("SHOW lock_timeout") == "1234ms"
     assert await connection.fetchval("SELECT pg_backend_pid()") == connection.backend_pid
-    assert connection.server_version[0] >= 14
+    number = int(await connection.fetchval("SHOW server_version_num"))
+    assert connection.server_version == (number // 10_000, number % 10_000)
     assert f"backend_pid={connection.backend_pid} idle" in repr(connection)
     await connection.close()
     assert "closed" in repr(connection)
