@@ -37,6 +37,14 @@ RETRIED: tuple[type[Exception], ...] = (
 )
 
 
+# A server that was killed forgets the ids whose work was not on the disk yet: one that it has not given out (again) is
+# an error to pg_xact_status, and would fail our transaction and every one after it.
+_COMMITTED = """
+SELECT CASE WHEN xid < pg_snapshot_xmax(pg_current_snapshot()) THEN pg_xact_status(xid) = 'committed' ELSE false END
+FROM (SELECT $1::text::xid8) AS doubt (xid)
+"""
+
+
 class Sink(Protocol):
     """Where the worker's batches go."""
 
@@ -93,7 +101,7 @@ class PoolSink:
         doubt = self._in_doubt
         if doubt is None or doubt.xid is None:
             return 0
-        return doubt.written if await con.transaction_status(doubt.xid) == "committed" else 0
+        return doubt.written if await con.fetchval(_COMMITTED, doubt.xid) else 0
 
     @asynccontextmanager
     async def _acquire(self) -> AsyncIterator[Connection]:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,6 +47,8 @@ SETTINGS: Mapping[str, str] = {
     "max_connections": "60",
     # Bounds the disk that the log takes and, with it, the seconds that recovery takes after a crash.
     "max_wal_size": "1GB",
+    # After a crash one syncfs instead of an fsync for each of a thousand files: a quarter of a second, not two.
+    **({"recovery_init_sync_method": "syncfs"} if sys.platform == "linux" else {}),
     # Full page images are most of the write-ahead log of a small database; pglz is in every build.
     "wal_compression": "on",
     # Our statements run for milliseconds: compiling one costs more than it saves.

@@ -161,6 +161,19 @@ class TestAmbiguousCommit:
             await outbox.insert(con, entries(7, 1))
             assert (await sink.chain_batch()).written == 1  # the doubt is settled, once
 
+    async def test_an_id_that_a_killed_server_forgot_does_not_stop_the_chain(self, con, pool, empty_dsn):
+        async with proxied(empty_dsn) as (proxy, dsn), Pool(dsn, size_min=1, size_max=5) as other:
+            sink = PoolSink(other)
+            await outbox.insert(con, entries(1, 2))
+            proxy.cut_commit = "before"
+            with pytest.raises(CommitOutcomeUnknown):
+                await sink.chain_batch()
+            # As if the server had lost its last transactions in a crash: the id has not been given out (again) yet.
+            forgotten = int(await con.fetchval("SELECT pg_current_xact_id()::text")) + 1_000_000
+            sink._in_doubt = replace(sink._in_doubt, xid=str(forgotten))
+            assert (await sink.chain_batch()).written == 2
+            await assert_exactly_once(con, entries(1, 2))
+
     async def test_another_writer_on_top_does_not_confuse_the_count(self, con, pool, empty_dsn):
         async with proxied(empty_dsn) as (proxy, dsn), Pool(dsn, size_min=1, size_max=5) as other:
             sink = PoolSink(other)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,6 +12,7 @@ import pytest
 from relay.embedded import DataDirUnusable, cluster
 from relay.embedded.account import Account
 from relay.embedded.binaries import Binaries
+from relay.embedded.process import is_server
 from tests.embedded.conftest import needs_root
 
 
@@ -101,7 +103,9 @@ def test_lock_files_of_the_dead_and_of_strangers_go_and_those_of_servers_stay(tm
     # A process called "postgres" that is none of ours.
     program = tmp_path / "postgres" / "postgres"
     program.symlink_to("/bin/sleep")
-    with subprocess.Popen([program, "1000"]) as server:
+    with subprocess.Popen([program, "60"]) as server:
+        while not is_server(server.pid):  # Popen returns when exec closes its pipe, a moment before the name changes
+            time.sleep(0.001)
         for content, stays in (
             (f"{server.pid}\n/data\n", True),
             (f"{os.getpid()}\n/data\n", False),
