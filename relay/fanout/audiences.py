@@ -32,9 +32,10 @@ RETRY_SECONDS = 0.25
 
 
 class _Record:
-    __slots__ = ("changes", "error", "known", "members", "open", "ready", "waiting")
+    __slots__ = ("changes", "error", "known", "members", "open", "ready", "version", "waiting")
 
     def __init__(self) -> None:
+        self.version = 0
         self.known = False
         self.open = False
         self.members: set[str] = set()
@@ -68,18 +69,17 @@ class Audiences:
         return record is not None and record.known
 
     async def watch(self, channel_ids: Sequence[str]) -> None:
-        """Returns when all of them are known.
+        """Returns when all of them are known, at the same time.
 
         Raises:
             StoreError: The store could not be asked.
         """
-        for channel_id in channel_ids:
-            record = self._records.get(channel_id) or self._want(channel_id)
-            while not record.known:
+        while unknown := [channel_id for channel_id in channel_ids if not self.is_known(channel_id)]:
+            # All are wanted before one is waited for: they are loaded together, and none is let go meanwhile.
+            for record in [self._records.get(channel_id) or self._want(channel_id) for channel_id in unknown]:
                 await record.ready.wait()
-                if record.error is not None:
+                if not record.known and record.error is not None:
                     raise StoreError("the members of a channel could not be read") from record.error
-                record = self._records.get(channel_id) or self._want(channel_id)
 
     def _want(self, channel_id: str) -> _Record:
         record = self._records[channel_id] = _Record()
@@ -110,7 +110,7 @@ class Audiences:
     def loaded(self, item: AudienceLoaded) -> Sequence[Live]:
         """Takes what was loaded and returns the events that waited for it."""
         record = self._records.get(item.channel_id)
-        if record is None or record.known:
+        if record is None or record.known or item.version != record.version:
             return ()
         audience = item.audience
         record.open = audience is not None and audience.visibility == "open"
@@ -120,15 +120,23 @@ class Audiences:
             if audience is not None:
                 _apply(record, change)
         record.known = True
+        record.error = None
         record.ready.set()
         waiting, record.waiting, record.changes = record.waiting, deque(), []
         self._trim()
         return waiting
 
     def reload(self, channel_id: str) -> None:
-        """Forgets what is known, for a change that is more than a key coming or going."""
-        if self._records.pop(channel_id, None) is not None:
-            self._want(channel_id)
+        """Forgets what is known, for a change that is more than a key coming or going. What waits goes on waiting, and
+        a load under way counts for nothing, because it may have read the state before."""
+        record = self._records.get(channel_id)
+        if record is None:
+            return
+        if record.known:
+            record.known, record.ready = False, trio.Event()
+        record.version += 1
+        self._wanted.append(channel_id)
+        self._work.set()
 
     def _trim(self) -> None:
         for channel_id in list(self._records)[: max(0, len(self._records) - self._capacity)]:
@@ -151,6 +159,7 @@ class Audiences:
                     await self._load_all(wanted, out)
 
     async def _load_all(self, wanted: list[str], out: trio.MemorySendChannel[Batch]) -> None:
+        versions = {channel_id: self._version(channel_id) for channel_id in wanted}
         try:
             found = await self._load(wanted)
         except (StoreError, *STORE_FAILURES) as error:
@@ -158,7 +167,12 @@ class Audiences:
             self._fail(wanted, error)
             await trio.sleep(RETRY_SECONDS)
             return
-        await out.send(Batch([AudienceLoaded(channel_id, found.get(channel_id)) for channel_id in wanted]))
+        items = [AudienceLoaded(channel_id, found.get(channel_id), versions[channel_id]) for channel_id in wanted]
+        await out.send(Batch(items))
+
+    def _version(self, channel_id: str) -> int:
+        record = self._records.get(channel_id)
+        return 0 if record is None else record.version
 
     def _fail(self, wanted: list[str], error: Exception) -> None:
         for channel_id in wanted:

@@ -36,6 +36,7 @@ from relay.fanout.items import (
     Peer,
     SubscriptionState,
 )
+from relay.fanout.outbound import Frame
 from relay.nostr.messages import closed, ws_frame
 from relay.store.snapshot import Snapshot
 
@@ -118,15 +119,20 @@ class Hub:
         self._count()
         return True
 
-    def go_live(self, subscription: LiveSubscription, snapshot: Snapshot | None) -> list[bytes]:
-        """The frames held back during the replay; from here on matches are sent as they come."""
+    def go_live(self, subscription: LiveSubscription, snapshot: Snapshot | None) -> list[Frame]:
+        """The frames held back during the replay, each with its channel; from here on matches are sent as they come.
+
+        So they must be on their way before the next checkpoint, or later events overtake them.
+        """
         if subscription.state is not SubscriptionState.REPLAYING:
             return []
         if snapshot is not None:
             subscription.snapshot, subscription.boundary = snapshot, snapshot.xmax
         held, subscription.held = subscription.held, []
         subscription.state = SubscriptionState.LIVE
-        return [_frame(subscription, live) for live in held if not subscription.already_replayed(live)]
+        return [
+            (_frame(subscription, live), live.channel_id) for live in held if not subscription.already_replayed(live)
+        ]
 
     def subscription_count(self, peer: Peer) -> int:
         return len(self.index.subs.get(peer, ()))
@@ -158,16 +164,18 @@ class Hub:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The fan-out task. Owner: root nursery; ends when the queue's send ends are closed."""
         task_status.started()
-        async for first in self._batches_out:
-            batches, events = [first], len(first.items)
-            while events < PASS_EVENTS_MAX:
-                try:
-                    batch = self._batches_out.receive_nowait()
-                except (trio.WouldBlock, trio.EndOfChannel):
-                    break
-                batches.append(batch)
-                events += len(batch.items)
-            await self._pass(batches)
+        # Closed at the end, however it comes: who dispatches to a dead task must not wait for it.
+        async with self._batches_out:
+            async for first in self._batches_out:
+                batches, events = [first], len(first.items)
+                while events < PASS_EVENTS_MAX:
+                    try:
+                        batch = self._batches_out.receive_nowait()
+                    except (trio.WouldBlock, trio.EndOfChannel):
+                        break
+                    batches.append(batch)
+                    events += len(batch.items)
+                await self._pass(batches)
 
     async def _pass(self, batches: list[Batch]) -> None:
         started = time.perf_counter()
@@ -251,16 +259,18 @@ class Hub:
             metrics.DELIVERIES.inc(written)
 
     def _evict(self, left: Left) -> None:
+        # Who leaves an open channel may read it all the same: his subscriptions there end, but nothing is a secret.
+        lost = not self.audiences.may_receive(left.channel_id, left.pubkey)
         for peer in list(self._peers.get(left.pubkey, ())):
             for subscription in self._subscriptions(peer):
                 # Stored events of the channel may still be on their way to a subscription that is not its own.
-                if subscription.state is SubscriptionState.REPLAYING:
+                if lost and subscription.state is SubscriptionState.REPLAYING:
                     subscription.revoked.add(left.channel_id)
                 if subscription.channels is not None and left.channel_id in subscription.channels:
                     subscription.state = SubscriptionState.CLOSED
                     subscription.held.clear()
-            purged = peer.outbound.purge(left.channel_id)
-            metrics.FANOUT_PURGED.inc(purged)
+            if lost:
+                metrics.FANOUT_PURGED.inc(peer.outbound.purge(left.channel_id))
             for sub_id in self.index.remove_channel_subscriptions(peer, left.channel_id):
                 peer.outbound.offer(ws_frame(closed(sub_id, REVOKED)))
         self._count()

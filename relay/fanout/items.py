@@ -66,6 +66,8 @@ class AudienceLoaded:
 
     channel_id: str
     audience: Audience | None
+    # Of the record that asked; another one has been put in its place when they differ.
+    version: int = 0
 
 
 Item = Live | Joined | Left | AudienceLoaded

@@ -9,13 +9,14 @@ The order of the checks is part of the contract: a client sees the text of the f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from relay.access.directory import Directory
 from relay.access.identity import Caller
-from relay.access.scopes import refuse_submission
+from relay.access.scopes import UNKNOWN_KIND, refuse_submission
 from relay.config import Settings
-from relay.errors import Refusal, RefusalClass
+from relay.errors import Refusal
 from relay.ingest.types import Admission, Door, Route
 from relay.nostr import kinds
 from relay.nostr.event import Event, InvalidEvent, verify
@@ -26,6 +27,8 @@ from relay.store.channels import Database
 INT64_MAX = 2**63 - 1
 
 WRONG_SIGNER = Refusal.auth("invalid: event pubkey does not match authenticated identity")
+# The WebSocket's door asks before everything else, and then it is a fault of form, as in the original's metrics.
+WRONG_SIGNER_AT_DOOR = Refusal.invalid("event pubkey does not match authenticated identity")
 NOT_MEMBER = Refusal("restricted: not a channel member")
 ARCHIVED = Refusal.invalid("channel is archived")
 NO_CHANNEL = Refusal.invalid("channel-scoped events must include an h tag")
@@ -61,11 +64,8 @@ class Admitter:
         Raises:
             StoreError, PostgresError: A cache's load failed; nothing was decided.
         """
-        time_us = self._now_us()
-        refusal = self._refuse_form(event, caller, door, time_us)
-        if refusal is not None:
-            return refusal
-        refusal = refuse_submission(caller, event.kind)
+        time_us, started = self._now_us(), time.perf_counter()
+        refusal = self._refuse_event(event, caller, door, time_us)
         if refusal is not None:
             return refusal
         found = await self._channel_of(event)
@@ -83,23 +83,22 @@ class Admitter:
             if isinstance(entered, Refusal):
                 return entered
             touches_ttl, member = entered, None if caller.is_proxy else caller.pubkey
-        return Admission(event, caller, found, _route(event.kind), member, touches_ttl, time_us)
+        return Admission(event, caller, found, route_of(event.kind), member, touches_ttl, time_us, started)
 
-    def _refuse_form(self, event: Event, caller: Caller, door: Door, time_us: int) -> Refusal | None:
-        kind = event.kind
-        if door is Door.WEBSOCKET and event.pubkey != caller.pubkey and not caller.is_proxy:
-            return WRONG_SIGNER
-        if kind == kinds.AUTH:
-            via = " via EVENT" if door is Door.WEBSOCKET else ""
-            return Refusal.invalid(f"AUTH events cannot be submitted{via}")
-        if kind in _RELAY_SIGNED:
-            return NOT_RELAY_SIGNED
-        if door is Door.HTTP and kind in (kinds.GIFT_WRAP, kinds.PRESENCE_UPDATE):
-            return Refusal.invalid(f"kind {kind} is only accepted via WebSocket")
-        try:
-            verify(event)
-        except InvalidEvent as error:
-            return Refusal.invalid(error.reason)
+    def _refuse_event(self, event: Event, caller: Caller, door: Door, time_us: int) -> Refusal | None:
+        """What is wrong with the event itself, or with this caller's submitting it anywhere."""
+        at_door = _refuse_at_door(event, caller, door)
+        if at_door is not None:
+            return at_door
+        if door is Door.WEBSOCKET and kinds.is_ephemeral(event.kind):
+            # Never stored, so neither its time nor its size matters; and the scope comes first.
+            return refuse_submission(caller, event.kind) or _refuse_forgery(event)
+        return self._refuse_form(event, caller, time_us) or refuse_submission(caller, event.kind)
+
+    def _refuse_form(self, event: Event, caller: Caller, time_us: int) -> Refusal | None:
+        forged = _refuse_forgery(event)
+        if forged is not None:
+            return forged
         if not caller.is_proxy and abs(event.created_at - time_us // 1_000_000) > self._drift:
             return DRIFT
         if event.created_at > INT64_MAX:
@@ -111,9 +110,7 @@ class Admitter:
             return NUL  # PostgreSQL's text has no NUL: better refused with a reason than lost with an error
         if event.pubkey != caller.pubkey and not caller.is_proxy:
             return WRONG_SIGNER
-        if kinds.is_ephemeral(kind) and door is Door.HTTP:
-            return Refusal("restricted: unknown event kind")
-        return None
+        return UNKNOWN_KIND if kinds.is_ephemeral(event.kind) else None
 
     async def _channel_of(self, event: Event) -> str | Refusal | None:
         kind = event.kind
@@ -156,6 +153,28 @@ class Admitter:
         return channel.ttl_seconds is not None
 
 
+def _refuse_at_door(event: Event, caller: Caller, door: Door) -> Refusal | None:
+    kind = event.kind
+    if door is Door.WEBSOCKET and event.pubkey != caller.pubkey and not caller.is_proxy:
+        return WRONG_SIGNER_AT_DOOR
+    if kind == kinds.AUTH:
+        via = " via EVENT" if door is Door.WEBSOCKET else ""
+        return Refusal.invalid(f"AUTH events cannot be submitted{via}")
+    if kind in _RELAY_SIGNED:
+        return NOT_RELAY_SIGNED
+    if door is Door.HTTP and kind in (kinds.GIFT_WRAP, kinds.PRESENCE_UPDATE):
+        return Refusal.invalid(f"kind {kind} is only accepted via WebSocket")
+    return None
+
+
+def _refuse_forgery(event: Event) -> Refusal | None:
+    try:
+        verify(event)
+    except InvalidEvent as error:
+        return Refusal.invalid(error.reason)
+    return None
+
+
 def _refuse_token(caller: Caller, kind: int, channel_id: str | None) -> Refusal | None:
     if caller.channel_ids is None:
         return None
@@ -165,7 +184,8 @@ def _refuse_token(caller: Caller, kind: int, channel_id: str | None) -> Refusal 
     return None if kind == kinds.PRESENCE_UPDATE else TOKEN_GLOBAL
 
 
-def _route(kind: int) -> Route:
+def route_of(kind: int) -> Route:
+    """What would happen with an event of this kind, if it is admitted."""
     if kind in _PLAIN:
         return Route.PLAIN
     return Route.EPHEMERAL if kinds.is_ephemeral(kind) else Route.EFFECT
@@ -173,8 +193,3 @@ def _route(kind: int) -> Route:
 
 def _has_nul(event: Event) -> bool:
     return "\0" in event.content or any("\0" in part for tag in event.tags for part in tag)
-
-
-def refusal_reason(refusal: Refusal) -> str:
-    """The label of `sprout_events_rejected_total`; the original has four."""
-    return refusal.kind.reason if refusal.kind is not RefusalClass.UNAVAILABLE else RefusalClass.ERROR.reason

@@ -5,9 +5,10 @@ connection and runs in the root nursery, so that after COMMIT "hand to the fan-o
 stretch that no client can cancel.
 
 What can go wrong, and what follows:
-* the same id twice in a batch: the second one waits for the first one's outcome;
+* the same id twice in a batch: the second one waits for the first one's outcome, and is a duplicate only of what was
+  stored;
 * deadlock or serialization failure: the batch is tried again whole;
-* a row that the server refuses (classes 22 and 23): the batch is halved until that row stands alone and is refused;
+* a row that the server refuses (classes 22, 23 and 54): the batch is halved until that row stands alone and is refused;
 * the connection is lost before COMMIT: tried again; at COMMIT: the server is asked what became of it;
 * the server is short of something or shutting down: tried again for some seconds, then the batch is refused whole.
 """
@@ -30,6 +31,7 @@ from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.queue import Producer
 from relay.errors import INTERNAL_ERROR, StoreError
 from relay.fanout.items import Batch, Live
+from relay.ingest import measure
 from relay.ingest.admit import NOT_MEMBER
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome, Ticket, hand_over
 from relay.store import channels, events
@@ -39,7 +41,10 @@ from relay.store.own_connection import OwnConnection
 
 log = structlog.get_logger()
 
-ROW_AT_FAULT = ("22", "23")
+# Bad data, a broken constraint, a limit of the server (an index entry that is too long).
+ROW_AT_FAULT = ("22", "23", "54")
+BATCH_BYTES_MAX = 4 << 20
+"""Of the events of one batch, less the last: one statement of 500 large ones would hold up everybody's small one."""
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +56,20 @@ class Submission:
     entries: list[Entry] = field(default_factory=list)
     done: trio.Event | None = None
     failed: bool = False
+    outcome: Outcome | None = None
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self.admission is None else len(self.admission.event.json)
+
+    def resolve(self, outcome: Outcome) -> None:
+        """Tells the ticket, once."""
+        assert self.admission is not None
+        assert self.ticket is not None
+        assert self.outcome is None
+        self.outcome = outcome
+        measure.ended(self.admission, outcome)
+        self.ticket.resolve(outcome)
 
 
 @dataclass(slots=True)
@@ -88,12 +107,13 @@ class CommitTask:
         try:
             async with self._submissions, self._dispatcher:
                 async for first in self._submissions:
-                    batch = [first]
-                    while len(batch) < self._batch_max:
+                    batch, size = [first], first.bytes
+                    while len(batch) < self._batch_max and size < BATCH_BYTES_MAX:
                         try:
                             batch.append(self._submissions.receive_nowait())
                         except (trio.WouldBlock, trio.EndOfChannel):
                             break
+                        size += batch[-1].bytes
                     await self._commit(batch)
         finally:
             self._producer.close()
@@ -101,25 +121,16 @@ class CommitTask:
 
     async def _commit(self, batch: list[Submission]) -> None:
         started = time.perf_counter()
-        firsts: dict[str, Submission] = {}
-        twins: list[Submission] = []
-        records: list[Submission] = []
-        for submission in batch:
-            if submission.admission is None:
-                records.append(submission)
-            elif firsts.setdefault(submission.admission.event.id, submission) is not submission:
-                twins.append(submission)
-        await self._commit_part(list(firsts.values()), records)
-        self._answer_twins(twins)
+        events = [submission for submission in batch if submission.admission is not None]
+        records = [submission for submission in batch if submission.admission is None]
+        while events or records:
+            firsts: dict[str, Submission] = {}
+            twins = [each for each in events if firsts.setdefault(_event_id(each), each) is not each]
+            await self._commit_part(list(firsts.values()), records)
+            # Who may submit an event is its author or a bridge, so this comes round at most once more.
+            events, records = _answer_twins(twins, firsts), []
         metrics.COMMIT_BATCH_EVENTS.observe(len(batch))
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - started)
-
-    def _answer_twins(self, twins: list[Submission]) -> None:
-        """The first of each pair has been answered; whatever became of it, this copy adds nothing."""
-        for twin in twins:
-            assert twin.ticket is not None
-            twin.ticket.resolve(DUPLICATE)
-            twin.ticket.owner.flush_replies()
 
     async def _commit_part(self, part: list[Submission], records: list[Submission]) -> None:
         """Commits and answers. Halves what the server refuses for one row's sake."""
@@ -127,16 +138,23 @@ class CommitTask:
         try:
             result = await self._store(part, entries, records)
         except PostgresError as error:
-            if (error.sqlstate or "")[:2] in ROW_AT_FAULT and len(part) > 1:
-                middle = len(part) // 2
-                await self._commit_part(part[:middle], records)
-                await self._commit_part(part[middle:], [])
-                return
-            self._fail(part, records, error)
+            if (error.sqlstate or "")[:2] in ROW_AT_FAULT and len(part) + bool(records) > 1:
+                await self._divide(part, records)
+            else:
+                self._fail(part, records, error)
         except (ConnectionLost, StoreError) as error:
             self._fail(part, records, error)
         else:
             await self._after_commit(part, entries, records, result)
+
+    async def _divide(self, part: list[Submission], records: list[Submission]) -> None:
+        # Nobody's login depends on somebody else's event.
+        if records:
+            await self._commit_part([], records)
+        middle = len(part) // 2
+        for half in (part[:middle], part[middle:]):
+            if half:
+                await self._commit_part(half, [])
 
     async def _store(self, part: list[Submission], entries: list[Entry], records: list[Submission]) -> _Result:
         deadline = trio.current_time() + PATIENCE_SECONDS
@@ -195,11 +213,9 @@ class CommitTask:
         await hand_over(self._producer, chained)
 
     def _answer(self, part: list[Submission], result: _Result) -> None:
-        owners = {}
         for submission in part:
-            admission, ticket = submission.admission, submission.ticket
+            admission = submission.admission
             assert admission is not None
-            assert ticket is not None
             if admission.event.id in result.new:
                 outcome = STORED
             elif admission.event.id in result.known:
@@ -210,21 +226,47 @@ class CommitTask:
                 self._directory.invalidate_membership(admission.channel_id, admission.caller.pubkey)
                 self._directory.invalidate_channel(admission.channel_id)
                 outcome = Outcome.refused(NOT_MEMBER)
-            ticket.resolve(outcome)
-            owners[id(ticket.owner)] = ticket.owner
-        for owner in owners.values():
-            owner.flush_replies()
+            submission.resolve(outcome)
+        _flush(part)
 
     def _fail(self, part: Sequence[Submission], records: Sequence[Submission], error: Exception) -> None:
         log.error("events could not be stored", events=len(part), error=str(error), kind=type(error).__name__)
         for submission in part:
-            assert submission.ticket is not None
-            submission.ticket.resolve(Outcome.refused(INTERNAL_ERROR))
-            submission.ticket.owner.flush_replies()
+            submission.resolve(Outcome.refused(INTERNAL_ERROR))
+        _flush(part)
         for record in records:
             record.failed = True
             if record.done is not None:
                 record.done.set()
+
+
+def _answer_twins(twins: list[Submission], firsts: dict[str, Submission]) -> list[Submission]:
+    """Answers copies by what became of the first, and returns those that must try themselves: the first was refused,
+    and this one comes with another right."""
+    left, answered = [], []
+    for twin in twins:
+        first = firsts[_event_id(twin)]
+        assert first.outcome is not None
+        assert first.admission is not None
+        assert twin.admission is not None
+        if not first.outcome.accepted and twin.admission.member != first.admission.member:
+            left.append(twin)
+            continue
+        twin.resolve(DUPLICATE if first.outcome.accepted else first.outcome)
+        answered.append(twin)
+    _flush(answered)
+    return left
+
+
+def _flush(submissions: Sequence[Submission]) -> None:
+    owners = {id(each.ticket.owner): each.ticket.owner for each in submissions if each.ticket is not None}
+    for owner in owners.values():
+        owner.flush_replies()
+
+
+def _event_id(submission: Submission) -> str:
+    assert submission.admission is not None
+    return submission.admission.event.id
 
 
 def _row(submission: Submission) -> Row:

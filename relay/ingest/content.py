@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 import orjson
 
 from relay.audit.entry import Action
+from relay.ingest.admit import NOT_MEMBER
 from relay.ingest.effects import Effect, Ended, refuse
+from relay.ingest.relay_events import GROUP_STATE_KINDS
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome
 from relay.nostr import kinds
 from relay.nostr.event import Event, load_event
 from relay.nostr.ids import parse_hex64
-from relay.store import events, profiles, reactions
+from relay.store import events, members, profiles, reactions
 from relay.store.events import StoredEvent
 from relay.store.profiles import Profile
 
@@ -41,11 +43,14 @@ def read_profile(metadata: object, domain: str) -> Profile:
     fields = metadata if isinstance(metadata, dict) else {}
 
     def text(*names: str) -> str | None:
-        return next((fields[name] for name in names if isinstance(fields.get(name), str)), None)
+        found: str | None = next((fields[name] for name in names if isinstance(fields.get(name), str)), None)
+        # An escaped NUL passes as content; PostgreSQL could not keep what it stands for.
+        return found.replace("\0", "") if found is not None else None
 
-    handle = (text("nip05") or "").lower()
+    given = fields.get("nip05")
+    handle = given.lower() if isinstance(given, str) else ""
     local, at, host = handle.partition("@")
-    ours = bool(local and at) and host == domain and len(handle) <= HANDLE_CHARACTERS_MAX
+    ours = bool(local and at) and host == domain and len(handle) <= HANDLE_CHARACTERS_MAX and "\0" not in handle
     return Profile(text("display_name", "name"), text("picture", "image"), text("about"), handle if ours else None)
 
 
@@ -57,14 +62,23 @@ async def replace(effect: Effect, admission: Admission) -> Outcome:
     return STORED
 
 
+async def _enter_again(effect: Effect, admission: Admission) -> None:
+    """Channel and membership once more, as the insert of plain events does: admission may have asked a cache."""
+    channel_id = admission.channel_id
+    if channel_id is not None and not await members.may_write(effect.con, channel_id, admission.member):
+        raise Ended(Outcome.refused(NOT_MEMBER))
+
+
 async def delete(effect: Effect, admission: Admission) -> Outcome:
     """Kind 5 (NIP-09): the author takes back one event. Deleting what is deleted is stored and changes nothing."""
     event = admission.event
     target_id = next(iter(event.hex64_values("e")), None)
     if target_id is None:
         raise refuse("missing e tag for target event")
+    await _enter_again(effect, admission)
     target = await events.get(effect.con, target_id)
-    if target is None:
+    # One that appeared since admission has a channel whose rules were not asked.
+    if target is None or not (target.deleted or target.channel_id == admission.channel_id):
         raise refuse("target event not found")
     if effective_author(target, effect.key.public_hex) != event.pubkey:
         raise refuse("must be event author")
@@ -87,6 +101,7 @@ async def react(effect: Effect, admission: Admission) -> Outcome:
     emoji = event.content or "+"
     if len(emoji) > EMOJI_CHARACTERS_MAX:
         raise refuse(f"reaction emoji exceeds {EMOJI_CHARACTERS_MAX} characters (got {len(emoji)})")
+    await _enter_again(effect, admission)
     valid = [target for target in map(parse_hex64, event.tag_values("e")) if target is not None]
     target = await events.get(effect.con, valid[-1])
     if target is None or target.deleted:
@@ -100,8 +115,9 @@ async def react(effect: Effect, admission: Admission) -> Outcome:
 
 
 def effective_author(stored: StoredEvent, relay_pubkey: str) -> str:
-    """Who counts as the author: of what the relay signed for somebody, the key in its `actor` or first `p` tag."""
-    if stored.pubkey != relay_pubkey:
+    """Who counts as the author: of what the relay signed for somebody, the key in its `actor` or first `p` tag. The
+    state of a group is signed for nobody, whoever stands first in it."""
+    if stored.pubkey != relay_pubkey or stored.kind in GROUP_STATE_KINDS:
         return stored.pubkey
     event: Event = load_event(stored.signed_json)
     actor = next((key for key in map(parse_hex64, event.tag_values("actor")) if key is not None), None)

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from relay.audit.entry import Action
 from relay.fanout.items import Joined
-from relay.ingest.effects import Effect
+from relay.ingest.effects import Effect, refuse
 from relay.ingest.groups import store_group_state, store_notice, store_system_message
 from relay.ingest.types import STORED, Outcome
 from relay.store import channels, dms, members
@@ -61,9 +61,10 @@ class OpenDm:
             participant_hash=digest,
         )
         assert channel_id is not None
+        effect.audit_channel(Action.CHANNEL_CREATED, channel_id, metadata={"channel_type": "dm"})
         for pubkey in self.participants:
             await members.put(effect.con, channel_id, pubkey, "member", self.actor)
-            self._changed(effect, channel_id, pubkey)
+            self._added(effect, channel_id, pubkey)
         if self.announce:
             await store_system_message(
                 effect, channel_id, type="dm_created", actor=self.actor, participants=self.participants
@@ -71,22 +72,24 @@ class OpenDm:
         await store_group_state(effect, channel_id)
         for pubkey in self.participants:
             await store_notice(effect, channel_id, pubkey, added=True, actor=self.actor)
-        effect.audit_channel(Action.CHANNEL_CREATED, channel_id, metadata={"channel_type": "dm"})
         self.result = DmOpened(channel_id, True)
         return STORED
 
     async def _come_back(self, effect: Effect, channel_id: str) -> None:
         """Shows the DM to the caller again, and lets in one who had left: the set of participants is its identity."""
-        await channels.lock(effect.con, channel_id)
+        await effect.turn.take(channel_id)
+        if await channels.lock(effect.con, channel_id) is None:
+            raise refuse("channel not found")
         if await members.role(effect.con, channel_id, self.actor) is not None:
             await dms.unhide(effect.con, channel_id, self.actor)
             return
         await members.put(effect.con, channel_id, self.actor, "member", self.actor)
         effect.items.append(Joined(channel_id, self.actor))
-        self._changed(effect, channel_id, self.actor)
+        self._added(effect, channel_id, self.actor)
         await store_group_state(effect, channel_id)
         await store_notice(effect, channel_id, self.actor, added=True, actor=self.actor)
 
     @staticmethod
-    def _changed(effect: Effect, channel_id: str, pubkey: str) -> None:
+    def _added(effect: Effect, channel_id: str, pubkey: str) -> None:
+        effect.audit_channel(Action.MEMBER_ADDED, channel_id, metadata={"target": pubkey, "role": "member"})
         effect.invalidations.append(lambda directory: directory.invalidate_membership(channel_id, pubkey))

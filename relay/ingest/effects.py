@@ -23,6 +23,7 @@ from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.queue import Producer
 from relay.errors import INTERNAL_ERROR, Refusal, StoreError
 from relay.fanout.items import Batch, Item, Left, Live
+from relay.ingest.turns import Turn, Turns
 from relay.ingest.types import Outcome, hand_over
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
@@ -49,7 +50,8 @@ def refuse(detail: str) -> Ended:
 class Effect:
     """One transaction in the making: what it says to the fan-out, the caches and the audit log when it is committed.
 
-    `now` and `time_us` are the moment of admission. `items` keep the order in which things were done.
+    `now` and `time_us` are the moment of admission. `items` keep the order in which things were done. `turn` is to be
+    taken before the lock of a channel whose members change.
     """
 
     con: Connection
@@ -57,6 +59,7 @@ class Effect:
     actor: str
     time_us: int
     xid: int
+    turn: Turn
     items: list[Item] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     invalidations: list[Callable[[Directory], None]] = field(default_factory=list)
@@ -117,6 +120,11 @@ class Work:
     done: trio.Event = field(default_factory=trio.Event)
     outcome: Outcome = field(default_factory=lambda: Outcome.refused(INTERNAL_ERROR))
 
+    def end(self, outcome: Outcome) -> None:
+        """Wakes whoever waits."""
+        self.outcome = outcome
+        self.done.set()
+
 
 class EffectWorker:
     """One of the workers. Owner: root nursery; ends when the queue's send ends are closed."""
@@ -130,8 +138,10 @@ class EffectWorker:
         work: trio.MemoryReceiveChannel[Work],
         dispatcher: trio.MemorySendChannel[Batch],
         producer: Producer,
+        turns: Turns,
     ) -> None:
         self._own = own
+        self._turns = turns
         self._key = key
         self._directory = directory
         self._work = work
@@ -150,25 +160,37 @@ class EffectWorker:
             self._own.close()
 
     async def _perform(self, work: Work) -> None:
-        effect = None
+        turn = self._turns.turn()
+        effect = passed = None
+        outcome = work.outcome
         try:
-            effect, work.outcome = await self._transact(work)
+            effect, outcome = await self._transact(work, turn)
+            if effect is not None:
+                passed = await self._tell(effect)
         except (PostgresError, ConnectionLost, StoreError) as error:
             log.error("an event could not be stored", error=str(error), kind=type(error).__name__)
-        if effect is None:
-            work.done.set()
-            return
+        finally:
+            turn.release()
+            if passed is None:
+                work.end(outcome)  # also where this task is ended: nobody else will
+        try:
+            if passed is not None:
+                await passed.wait()
+        finally:
+            work.end(outcome)
+        if effect is not None:
+            await hand_over(self._producer, effect.entries)
+
+    async def _tell(self, effect: Effect) -> trio.Event | None:
+        """Caches and fan-out, in this order; returns what to wait for where somebody lost access."""
         passed = trio.Event() if any(isinstance(item, Left) for item in effect.items) else None
         for invalidate in effect.invalidations:
             invalidate(self._directory)
         if effect.items:
             await self._dispatcher.send(Batch(effect.items, passed))
-        if passed is not None:
-            await passed.wait()
-        work.done.set()
-        await hand_over(self._producer, effect.entries)
+        return passed
 
-    async def _transact(self, work: Work) -> tuple[Effect | None, Outcome]:
+    async def _transact(self, work: Work, turn: Turn) -> tuple[Effect | None, Outcome]:
         """(what was committed or None, the outcome). Tries again where that can help."""
         deadline = trio.current_time() + PATIENCE_SECONDS
         while True:
@@ -177,7 +199,7 @@ class EffectWorker:
                 con = await self._own.get()
                 async with con.transaction():
                     xid = int(await con.fetchval("SELECT pg_current_xact_id()::text"))
-                    effect = Effect(con, self._key, work.actor, work.time_us, xid)
+                    effect = Effect(con, self._key, work.actor, work.time_us, xid, turn)
                     outcome = await work.apply(effect)
                     await outbox.insert(con, effect.entries)
                 return effect, outcome

@@ -43,6 +43,7 @@ NOT_AUTHORIZED = "actor not authorized"
 async def _lock(effect: Effect, admission: Admission) -> ChannelRecord:
     if admission.channel_id is None:
         raise refuse("missing or invalid h tag")
+    await effect.turn.take(admission.channel_id)
     channel = await channels.lock(effect.con, admission.channel_id)
     if channel is None:
         raise refuse("channel not found")
@@ -89,8 +90,9 @@ async def store_notice(effect: Effect, channel_id: str, target: str, *, added: b
     await store_relay_event(effect, notice, None)
 
 
-async def create_group(effect: Effect, admission: Admission) -> Outcome:
-    """Kind 9007. Without an `h` tag the relay chooses the id and names it in the OK message."""
+async def create_group(effect: Effect, admission: Admission, ttl_override: int | None = None) -> Outcome:
+    """Kind 9007. Without an `h` tag the relay chooses the id and names it in the OK message. `ttl_override` replaces
+    the life (seconds) of a channel that is to have one."""
     event = admission.event
     name, visibility, channel_type, ttl = _creation_tags(event)
     if admission.channel_id == NIL_UUID:
@@ -103,7 +105,7 @@ async def create_group(effect: Effect, admission: Admission) -> Outcome:
         visibility=visibility,
         description=event.first_tag("about"),
         created_by=event.pubkey,
-        ttl_seconds=ttl,
+        ttl_seconds=ttl if ttl is None or ttl_override is None else ttl_override,
     )
     if channel_id is None:
         # The same event again is a duplicate, another one that claims the same id is refused.

@@ -18,25 +18,26 @@ from relay import metrics
 from relay.access.directory import Directory
 from relay.access.identity import Caller
 from relay.asyncpg_trio import Pool
-from relay.asyncpg_trio.errors import ConnectionLost, PoolTimeout, PostgresError
 from relay.audit.entry import Action, Entry
 from relay.audit.worker import AuditWorker
 from relay.config import Settings
-from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, StoreBusy, StoreError, StoreGone
+from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, StoreBusy, StoreGone
 from relay.fanout.hub import Hub
 from relay.fanout.items import Batch, Live
-from relay.ingest import content, groups
-from relay.ingest.admit import Admitter, refusal_reason
+from relay.ingest import content, groups, measure
+from relay.ingest.admit import NOT_MEMBER, Admitter
 from relay.ingest.commit import CommitTask, Submission
 from relay.ingest.dms import DmOpened, OpenDm
 from relay.ingest.effects import Apply, Effect, EffectWorker, Work
 from relay.ingest.notes import Notes
+from relay.ingest.turns import Turns
 from relay.ingest.types import STORED, Admission, Door, Outcome, Route, Ticket
 from relay.nostr import kinds
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
 from relay.nostr.kinds import kind_label
 from relay.store import channels
+from relay.store.failures import STORE_FAILURES
 from relay.store.own_connection import Connect, OwnConnection
 
 __all__ = ["Ingest"]
@@ -44,6 +45,9 @@ __all__ = ["Ingest"]
 log = structlog.get_logger()
 
 NOTES_SECONDS = 15
+
+# `finish` was called, or the task at the other end of the queue has died.
+_ENDED = (trio.ClosedResourceError, trio.BrokenResourceError)
 
 EffectHandler = Callable[[Effect, Admission], Awaitable[Outcome]]
 Task = Callable[..., Awaitable[None]]
@@ -101,6 +105,7 @@ class Ingest:
         self._handlers: dict[int, EffectHandler] = {
             **groups.HANDLERS,
             **content.HANDLERS,
+            kinds.NIP29_CREATE_GROUP: partial(groups.create_group, ttl_override=settings.ephemeral_ttl_override),
             kinds.PROFILE: partial(content.save_profile, domain=settings.relay_host),
         }
 
@@ -116,14 +121,14 @@ class Ingest:
             return self._refused(SHUTTING_DOWN)
         try:
             found = await self._admitter.admit(event, caller, door)
-        except (PostgresError, ConnectionLost, PoolTimeout, StoreError) as error:
+        except STORE_FAILURES as error:
             log.warning("admission could not ask the store", error=str(error), kind=type(error).__name__)
             return self._refused(INTERNAL_ERROR)
         return self._refused(found) if isinstance(found, Refusal) else found
 
     @staticmethod
     def _refused(refusal: Refusal) -> Refusal:
-        metrics.EVENTS_REJECTED.labels(refusal_reason(refusal)).inc()
+        measure.rejected(refusal)
         return refusal
 
     async def enqueue(self, admission: Admission, ticket: Ticket) -> None:
@@ -137,20 +142,33 @@ class Ingest:
     async def perform(self, admission: Admission) -> Outcome:
         """Takes an admitted event to its end. Cancellation: the caller stops waiting, the event goes its way."""
         if admission.route is Route.PLAIN:
-            waiter = Waiter()
-            await self.enqueue(admission, waiter)
-            outcome = await waiter.wait()
-        elif admission.route is Route.EPHEMERAL:
-            live = Live(admission.event, admission.channel_id, None)
-            await self._dispatcher.send(Batch([live]))
-            outcome = STORED
+            return await self._perform_plain(admission)
+        if admission.route is Route.EPHEMERAL:
+            outcome = await self._deliver(admission)
         else:
-            outcome = await self._run(
-                partial(self._apply, admission=admission), admission.caller.pubkey, admission.time_us
-            )
-        if outcome.refusal is not None:
-            self._refused(outcome.refusal)
+            apply = partial(self._apply, admission=admission)
+            outcome = await self._run(apply, admission.caller.pubkey, admission.time_us)
+        if outcome.refusal is NOT_MEMBER and admission.channel_id is not None:
+            # The transaction knew better than the caches that let it in.
+            self._directory.invalidate_membership(admission.channel_id, admission.caller.pubkey)
+            self._directory.invalidate_channel(admission.channel_id)
+        measure.ended(admission, outcome)
         return outcome
+
+    async def _perform_plain(self, admission: Admission) -> Outcome:
+        waiter = Waiter()
+        try:
+            await self.enqueue(admission, waiter)
+        except _ENDED:
+            return Outcome.refused(self._refused(SHUTTING_DOWN))
+        return await waiter.wait()
+
+    async def _deliver(self, admission: Admission) -> Outcome:
+        try:
+            await self._dispatcher.send(Batch([Live(admission.event, admission.channel_id, None)]))
+        except _ENDED:
+            return Outcome.refused(SHUTTING_DOWN)
+        return STORED
 
     async def submit(self, event: Event, caller: Caller, door: Door) -> Outcome:
         """Admits and performs."""
@@ -167,7 +185,10 @@ class Ingest:
 
     async def _run(self, apply: Apply, actor: str, time_us: int) -> Outcome:
         work = Work(apply, actor, time_us)
-        await self._work_in.send(work)
+        try:
+            await self._work_in.send(work)
+        except _ENDED:
+            return Outcome.refused(SHUTTING_DOWN)
         await work.done.wait()
         return work.outcome
 
@@ -190,7 +211,10 @@ class Ingest:
             StoreGone: They could not be stored.
         """
         submission = Submission(None, None, list(entries), trio.Event())
-        await self._plain_in.send(submission)
+        try:
+            await self._plain_in.send(submission)
+        except _ENDED as error:
+            raise StoreGone("nothing is stored any more") from error
         assert submission.done is not None
         await submission.done.wait()
         if submission.failed:
@@ -213,6 +237,7 @@ class Ingest:
             batch_max=self._settings.commit_batch,
         )
         tasks: list[tuple[str, Task]] = [("commit task", commit.run)]
+        turns = Turns()
         for number in range(1, self._settings.effect_workers + 1):
             worker = EffectWorker(
                 self._own(f"effect worker {number}"),
@@ -221,6 +246,7 @@ class Ingest:
                 work=self._work_out.clone(),
                 dispatcher=self._hub.dispatcher(),
                 producer=self._audit.producer(),
+                turns=turns,
             )
             tasks.append((f"effect worker {number}", worker.run))
         self._work_out.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ class Admission:
         member: The key whose membership the store checks once more; None where membership does not matter.
         touches_ttl: The channel is ephemeral and lives longer because of this event.
         time_us: When it was admitted, microseconds since the epoch: the time of its audit entry.
+        started: The same moment by `time.perf_counter`, to measure from.
     """
 
     event: Event
@@ -51,6 +53,7 @@ class Admission:
     member: str | None
     touches_ttl: bool
     time_us: int
+    started: float = field(default_factory=time.perf_counter, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ import orjson
 
 from relay.nostr.filter import Filter, filter_channels
 from relay.nostr.ids import parse_uuid
+from relay.store.events import tag_key
 
 INT64_MAX: Final = 2**63 - 1
 
@@ -175,15 +176,16 @@ def _tag(letter: str, values: frozenset[str], parameters: _Parameters) -> list[s
     storable = sorted(value for value in values if "\0" not in value)
     if not storable:
         return None
-    tags = [f"{letter}:{value}" for value in storable]
+    tags = [tag_key(letter, value) for value in storable]
     if letter != "h":
         return [f"e.tag_values && {parameters.add(tags)}::text[]"]
-    if _names_only_channels(values):
+    canonical = sorted(value for value in values if parse_uuid(value) == value)
+    if len(canonical) == len(values):
         return []  # the condition on the channel says it already; the row check does the rest
+    # Another spelling of a channel's id is text like any other: only rows that have it so can match.
     # The tag that names the row's own channel is not in `tag_values`, and rows without any `h` count by channel too.
     by_tag = f"e.tag_values && {parameters.add(tags)}::text[]"
-    named = sorted(filter_channels(Filter(tags={"h": values})))
-    return [f"({by_tag} OR {parameters.one_of('e.channel_id', named, 'uuid')})" if named else by_tag]
+    return [f"({by_tag} OR {parameters.one_of('e.channel_id', canonical, 'uuid')})" if canonical else by_tag]
 
 
 def _channel_tag_check(values: frozenset[str]) -> RowCheck:

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import orjson
 
 from relay.asyncpg_trio import Connection
 from relay.nostr.event import Event
-from relay.nostr.kinds import is_addressable
+from relay.nostr.kinds import NIP29_GROUP_ADMINS, NIP29_GROUP_MEMBERS, NIP29_GROUP_METADATA, is_addressable
 from relay.store.channels import Database
+
+TAG_VALUE_BYTES_MAX = 1024
+"""PostgreSQL refuses the row where an entry of the GIN index is longer than 2.7 KB."""
+
+# They name every member, and tell none of them anything: 10 000 rows for each who joins.
+_MENTION_NOBODY = frozenset({NIP29_GROUP_METADATA, NIP29_GROUP_ADMINS, NIP29_GROUP_MEMBERS})
 
 _COLUMNS = "id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json"
 
@@ -103,10 +110,18 @@ def d_tag(event: Event) -> str | None:
     return (event.first_tag("d") or "") if is_addressable(event.kind) else None
 
 
+def tag_key(letter: str, value: str) -> str:
+    """How a tag stands in `tag_values`, and how a filter asks for it: `x:value`, or `x#` and the SHA-256 of a value
+    that may be too long for an index entry. The second character tells them apart: no value passes for another."""
+    if len(value) * 4 > TAG_VALUE_BYTES_MAX and len(encoded := value.encode()) > TAG_VALUE_BYTES_MAX:
+        return f"{letter}#{sha256(encoded).hexdigest()}"
+    return f"{letter}:{value}"
+
+
 def tag_values(event: Event, channel_id: str | None) -> str:
-    """The single-letter tags as a text[] literal of `x:value`; the `h` that names the channel itself is left out."""
+    """The single-letter tags as a text[] literal of `tag_key`; the `h` that names the channel itself is left out."""
     values = {
-        f"{tag[0]}:{tag[1]}"
+        tag_key(tag[0], tag[1])
         for tag in event.tags
         if len(tag) > 1 and len(tag[0]) == 1 and tag[0].isascii() and tag[0].isalpha()
     }
@@ -162,7 +177,7 @@ async def insert_one(con: Connection, event: Event, channel_id: str | None) -> b
         d_tag(event),
         tag_values(event, channel_id),
         event.json,
-        [bytes.fromhex(key) for key in set(event.p_tags())],
+        [] if event.kind in _MENTION_NOBODY else [bytes.fromhex(key) for key in set(event.p_tags())],
     )
     return bool(stored)
 

@@ -29,6 +29,12 @@ _IS_MEMBER = """
 SELECT EXISTS (SELECT 1 FROM channel_members m JOIN channels c ON c.id = m.channel_id AND c.deleted_at IS NULL
                WHERE m.channel_id = $1 AND m.pubkey = $2 AND m.removed_at IS NULL)"""
 
+_MAY_WRITE = """
+SELECT EXISTS (SELECT 1 FROM channels c WHERE c.id = $1 AND c.deleted_at IS NULL AND c.archived_at IS NULL
+               AND (c.visibility = 'open' OR $2::bytea IS NULL OR EXISTS (
+                   SELECT 1 FROM channel_members m
+                   WHERE m.channel_id = c.id AND m.pubkey = $2 AND m.removed_at IS NULL)))"""
+
 _ACCESSIBLE = """
 SELECT c.id::text FROM channels c WHERE c.visibility = 'open' AND c.deleted_at IS NULL
 UNION
@@ -58,6 +64,11 @@ WHERE channel_id = $1 AND pubkey = $2 AND removed_at IS NULL"""
 async def is_member(db: Database, channel_id: str, pubkey: str) -> bool:
     """Whether the key is an active member of the live channel."""
     return bool(await db.fetchval(_IS_MEMBER, channel_id, bytes.fromhex(pubkey)))
+
+
+async def may_write(con: Connection, channel_id: str, member: str | None) -> bool:
+    """Whether the channel takes events, from this key; None = membership does not matter."""
+    return bool(await con.fetchval(_MAY_WRITE, channel_id, None if member is None else bytes.fromhex(member)))
 
 
 async def accessible_channel_ids(db: Database, pubkey: str) -> frozenset[str]:

@@ -17,6 +17,7 @@ from relay.access.authenticate import AuthRefusal
 from relay.access.identity import Caller
 from relay.audit.entry import Action, Entry, new_entry
 from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, StoreError
+from relay.ingest.admit import route_of
 from relay.ingest.types import Admission, Door, Outcome, Route
 from relay.nostr import messages
 from relay.nostr.event import Event
@@ -78,11 +79,10 @@ async def _publish(session: Session, event: Event) -> None:
         return
     ingest = session.services.ingest
     try:
-        admission = await ingest.admit(event, caller, Door.WEBSOCKET)
-        if session.replies and not _is_plain(admission):
-            # What it refers to may be among the EVENTs that are not committed yet: a reply to the message just sent.
+        if route_of(event.kind) is not Route.PLAIN:
+            # What it refers to may be among the EVENTs that are not committed yet: a reaction to the message just sent.
             await session.replies.wait_empty()
-            admission = await ingest.admit(event, caller, Door.WEBSOCKET)
+        admission = await ingest.admit(event, caller, Door.WEBSOCKET)
         if isinstance(admission, Refusal):
             session.replies.answer(event.id, Outcome.refused(admission))
         elif admission.route is Route.PLAIN:
@@ -103,10 +103,6 @@ async def _enqueue(session: Session, admission: Admission) -> None:
     except BaseException:
         session.replies.withdraw(slot)  # nobody will ever resolve it
         raise
-
-
-def _is_plain(admission: Refusal | Admission) -> bool:
-    return isinstance(admission, Admission) and admission.route is Route.PLAIN
 
 
 # -- AUTH --------------------------------------------------------------------------------------------------------------

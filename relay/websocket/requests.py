@@ -168,12 +168,13 @@ def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 async def _go_live(session: Session, subscription: LiveSubscription, found: Pages) -> None:
-    """Hands over what came during the replay. No checkpoint between the step and the first write."""
+    """Hands over what came during the replay. No checkpoint between the step and the write, so there has to be room
+    first: frames that wait for it would be overtaken by the events after them."""
+    outbound = session.outbound
+    while (queued := outbound.statistics()).queued_bytes or queued.waiting_puts:
+        await outbound.wait_send_all_might_not_block()
     # Where no filter asked the store, nothing was shown, and all that came is news.
     snapshot = found.snapshot or Snapshot(0, 0, frozenset())
     frames = session.services.hub.go_live(subscription, snapshot)
-    if not frames:
-        return
-    channels = subscription.channels or frozenset()
-    channel = next(iter(channels)) if len(channels) == 1 else None
-    await session.outbound.put_many([(frame, channel) for frame in frames])
+    if frames:
+        await outbound.put_many(frames)

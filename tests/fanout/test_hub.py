@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import orjson
 import pytest
 import trio
+import trio.testing
 
 from relay.access.identity import Caller
 from relay.errors import StoreError
 from relay.fanout.audiences import Audiences
-from relay.fanout.hub import HELD_EVENTS_MAX, Batch, Hub, Joined, Left, Live, LiveSubscription
+from relay.fanout.hub import HELD_EVENTS_MAX, Batch, Hub, Joined, Left, Live, LiveSubscription, SubscriptionState
 from relay.fanout.items import AudienceLoaded
 from relay.fanout.outbound import Outbound
 from relay.nostr.event import Event
 from relay.nostr.filter import parse_filter
-from relay.nostr.messages import event_prefix
+from relay.nostr.messages import event_prefix, ws_frame
 from relay.store.members import Audience
 from relay.store.snapshot import Snapshot
+from relay.websocket.requests import _go_live
 from tests.support.core import ALICE, BOB, CAROL, CHANNEL, Person
 
 OTHER = "22222222-2222-4222-8222-222222222222"
@@ -196,7 +200,7 @@ async def test_the_boundary_between_stored_and_live_neither_loses_nor_doubles() 
         await client.receive_nothing()
         # 100 and 102 were in progress when the snapshot was taken, 104 had not begun.
         frames = world.hub.go_live(subscription, Snapshot(100, 104, frozenset({100, 102})))
-        assert [orjson.loads(frame[4:])[2]["content"] for frame in frames] == ["100", "104"]
+        assert [orjson.loads(frame[4:])[2]["content"] for frame, _ in frames] == ["100", "104"]
         for xid in (102, 105):
             await world.publish(events[xid], xid=xid)
         # A commit that the snapshot has shown may still reach the fan-out late.
@@ -314,3 +318,157 @@ async def test_channels_without_subscriptions_are_let_go() -> None:
     assert audiences.is_known("used")
     assert len(audiences) <= 3
     assert not audiences.is_known("a")
+
+
+async def test_what_was_held_back_still_belongs_to_its_channel() -> None:
+    """It may wait for room behind the replay, where only its channel tells a removal what to take away."""
+    async with running_hub({CHANNEL: private(BOB), OTHER: private(BOB)}) as world:
+        bob = world.client(BOB)
+        both = await world.subscribe(bob, "x", CHANNEL, OTHER, live=False)
+        for channel in (CHANNEL, OTHER):
+            await world.publish(ALICE.sign(9, channel), channel=channel)
+        assert [channel for _, channel in world.hub.go_live(both, None)] == [CHANNEL, OTHER]
+
+
+async def test_leaving_an_open_channel_ends_its_subscriptions_and_hides_nothing() -> None:
+    async with running_hub({CHANNEL: OPEN}) as world:
+        bob = world.client(BOB)
+        await world.subscribe(bob, "x", CHANNEL)
+        everything = await world.subscribe(bob, "g", kinds=[1], live=False)
+        bob.outbound._start_flushing()  # as if the kernel were full: what is offered waits in the queue
+        bob.outbound.offer(ws_frame(b'["EVENT","g","stored"]'), CHANNEL)
+        await world.send(Batch([Left(CHANNEL, BOB.pubkey)]))
+        assert await bob.receive(2) == [["EVENT", "g", "stored"], ["CLOSED", "x", "restricted: channel access revoked"]]
+        assert everything.revoked == set()
+        again = await world.subscribe(bob, "x", CHANNEL)
+        assert world.hub.may_receive(bob, CHANNEL)
+        assert again.state is SubscriptionState.LIVE
+
+
+async def test_events_held_back_are_not_overtaken_by_later_ones() -> None:
+    """A client that reads slowly during its replay: there is no room at EOSE, and live events go on."""
+    async with running_hub({}) as world:
+        client = world.client(ALICE)
+        subscription = await world.subscribe(client, "x", kinds=[1], live=False)
+        await world.publish(ALICE.sign(1, "held"))
+        filler = ws_frame(b"[" + b" " * 60_000 + b"]")
+        while not client.outbound.statistics().queued_bytes * 2 >= 1 << 20:
+            client.outbound.offer(filler)
+        session = cast("Any", SimpleNamespace(outbound=client.outbound, services=SimpleNamespace(hub=world.hub)))
+        found = cast("Any", SimpleNamespace(snapshot=None))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_go_live, session, subscription, found)
+            await trio.testing.wait_all_tasks_blocked()
+            await world.publish(ALICE.sign(1, "later"))
+            contents: list[str] = []
+            data = b""
+            with trio.fail_after(3):
+                while len(contents) < 2:
+                    data += await client.far.receive_some(1 << 20)
+                    contents = re.findall(rb'"content":"(\w+)"', data)
+        assert contents == [b"held", b"later"]
+
+
+async def test_a_reload_during_a_load_keeps_what_waits_and_believes_the_later_answer() -> None:
+    answers = [private(ALICE, BOB), private(ALICE)]
+    out, batches = trio.open_memory_channel[Batch](10)
+    started, go_on = trio.Event(), trio.Event()
+
+    async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
+        answer = answers.pop(0)
+        if answers:
+            started.set()
+            await go_on.wait()
+        return {CHANNEL: answer}
+
+    audiences = Audiences(load, capacity=10, in_use=lambda _: True)
+    known = trio.Event()
+
+    async def watch() -> None:
+        await audiences.watch([CHANNEL])
+        known.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(audiences.run_loader, out)
+        nursery.start_soon(watch)
+        await started.wait()
+        live = Live(ALICE.sign(9, "x"), CHANNEL, None)
+        assert audiences.hold(live)
+        audiences.reload(CHANNEL)
+        go_on.set()
+        returned: list[Live] = []
+        with trio.fail_after(2):
+            for _ in range(2):
+                for item in (await batches.receive()).items:
+                    assert isinstance(item, AudienceLoaded)
+                    returned += audiences.loaded(item)
+            await known.wait()
+        assert returned == [live]
+        assert not audiences.may_receive(CHANNEL, BOB.pubkey)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_load_that_failed_once_is_no_error_when_it_succeeds(autojump_clock: Any) -> None:
+    """A channel that is in use is loaded again; whoever asks meanwhile gets the second answer."""
+    answers: list[Any] = [StoreError("away"), {CHANNEL: OPEN}]
+
+    async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    out, batches = trio.open_memory_channel[Batch](10)
+    audiences = Audiences(load, capacity=10, in_use=lambda _: True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(audiences.run_loader, out)
+        with pytest.raises(StoreError):
+            await audiences.watch([CHANNEL])
+        nursery.start_soon(audiences.watch, [CHANNEL])
+        await trio.testing.wait_all_tasks_blocked()
+        for item in (await batches.receive()).items:
+            assert isinstance(item, AudienceLoaded)
+            audiences.loaded(item)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+async def test_all_watched_channels_are_known_at_the_same_time() -> None:
+    """One that is let go while another is waited for would silently be missing from the subscription."""
+    out, batches = trio.open_memory_channel[Batch](10)
+
+    async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
+        await trio.lowlevel.checkpoint()
+        return dict.fromkeys(wanted, OPEN)
+
+    audiences = Audiences(load, capacity=2, in_use=lambda _: False)
+    audiences._want(CHANNEL)
+    audiences.loaded(AudienceLoaded(CHANNEL, OPEN))
+    audiences._wanted.clear()
+
+    async def apply() -> None:
+        async for batch in batches:
+            for item in batch.items:
+                assert isinstance(item, AudienceLoaded)
+                if item.channel_id == OTHER and audiences.is_known(CHANNEL):
+                    del audiences._records[CHANNEL]  # as `_trim` would
+                audiences.loaded(item)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(audiences.run_loader, out)
+        nursery.start_soon(apply)
+        with trio.fail_after(2):
+            await audiences.watch([CHANNEL, OTHER])
+        assert audiences.is_known(CHANNEL)
+        assert audiences.is_known(OTHER)
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_dispatches_to_a_dead_fan_out_is_told() -> None:
+    hub = Hub(lambda _: None, queue=1)  # type: ignore[arg-type]
+    send = hub.dispatcher().send
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await hub.run()
+    with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
+        await send(Batch([]))

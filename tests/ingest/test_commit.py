@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 import time
 
 import pytest
 import trio
 
+from relay import metrics
 from relay.asyncpg_trio import Connection, connect
-from relay.ingest.types import Admission, Outcome, Route
+from relay.audit.entry import Action, new_entry
+from relay.errors import SHUTTING_DOWN, StoreGone
+from relay.ingest.commit import BATCH_BYTES_MAX, Submission
+from relay.ingest.dms import OpenDm
+from relay.ingest.types import Admission, Door, Outcome, Route
+from relay.nostr.filter import parse_filter
+from relay.query.replay import Limits, pages
+from relay.query.sql import Reach
 from tests.support.core import ALICE, BOB, CHANNEL, Core, running_core
 
 
@@ -120,12 +130,16 @@ async def test_a_terminated_backend_costs_nothing(migrated_dsn: str, monkeypatch
         assert await stored_and_audited(core) == (150, 150)
 
 
-@pytest.mark.parametrize("really", [True, False], ids=["committed", "not committed"])
+@pytest.mark.parametrize(
+    ("really", "reused"),
+    [(True, False), (False, False), (False, True)],
+    ids=["committed", "not committed", "not committed and its id given to another"],
+)
 async def test_a_commit_without_an_answer_is_resolved(
-    migrated_dsn: str, monkeypatch: pytest.MonkeyPatch, really: bool
+    migrated_dsn: str, monkeypatch: pytest.MonkeyPatch, really: bool, reused: bool
 ) -> None:
     """The connection dies at COMMIT, once after and once before the server did it: each event is stored once, and
-    its answer says so."""
+    its answer says so. A server that crashed may have given the id to another transaction, which was committed."""
     from relay.asyncpg_trio.transaction import Transaction
 
     original = Transaction._commit
@@ -140,8 +154,13 @@ async def test_a_commit_without_an_answer_is_resolved(
             con.terminate()
         await original(self)
 
+    async def status(con: Connection, xid: str) -> str:
+        return "committed"
+
     async with running_core(migrated_dsn) as core:
         monkeypatch.setattr(Transaction, "_commit", commit)
+        if reused:
+            monkeypatch.setattr(Connection, "transaction_status", status)
         replies = Replies()
         for number in range(20):
             await core.ingest.enqueue(admitted(ALICE.sign(1, str(number))), Reply(replies, str(number)))
@@ -151,8 +170,6 @@ async def test_a_commit_without_an_answer_is_resolved(
 
 
 async def test_records_are_durable_when_record_returns(migrated_dsn: str) -> None:
-    from relay.audit.entry import Action, new_entry
-
     async with running_core(migrated_dsn) as core:
         entry = new_entry(Action.AUTH_SUCCESS, time_us=1, uuid=CHANNEL, actor=ALICE.pubkey)
         await core.ingest.record([entry])
@@ -163,8 +180,6 @@ async def test_records_are_durable_when_record_returns(migrated_dsn: str) -> Non
 
 
 async def test_refusals_are_counted_and_written_at_the_end(migrated_dsn: str) -> None:
-    from relay.audit.entry import Action
-
     async with running_core(migrated_dsn) as core:
         for _ in range(3):
             core.ingest.note(Action.AUTH_FAILURE, ALICE.pubkey, "challenge mismatch")
@@ -184,3 +199,128 @@ async def test_after_close_nothing_is_admitted(migrated_dsn: str) -> None:
     async with running_core(migrated_dsn) as core:
         core.ingest.close()
         assert (await core.submit(ALICE, ALICE.sign(1))).message == "error: shutting down"
+
+
+def together(core: Core, *submissions: Submission) -> None:
+    """One batch: nothing of it is taken before all of it is queued."""
+    for submission in submissions:
+        core.ingest._plain_in.send_nowait(submission)
+
+
+async def test_twins_of_a_refused_event_are_refused_with_it(migrated_dsn: str) -> None:
+    """`duplicate:` means stored: a copy of an event that was not must never hear it."""
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE, visibility="private")
+        replies = Replies()
+        lost = Admission(BOB.sign(9, "x", [["h", CHANNEL]]), BOB.caller, CHANNEL, Route.PLAIN, BOB.pubkey, False, 1)
+        together(core, *(Submission(lost, Reply(replies, name)) for name in "ab"))
+        assert await wait_for(replies, 2) == ["restricted: not a channel member"] * 2
+        # A bridge may bring the same event in the same moment, and with its own right.
+        proxied = dataclasses.replace(lost, member=None)
+        together(core, *(Submission(each, Reply(replies, "c")) for each in (lost, proxied, lost, proxied)))
+        messages = (await wait_for(replies, 6))[2:]
+        assert sorted(messages) == ["", "duplicate:", *["restricted: not a channel member"] * 2]
+
+
+async def test_twins_of_a_poison_row_are_refused_with_it(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        await core.pool.execute("ALTER TABLE events ADD CONSTRAINT no_poison CHECK (content <> 'poison')")
+        replies = Replies()
+        poison = admitted(ALICE.sign(1, "poison"))
+        together(core, *(Submission(poison, Reply(replies, name)) for name in "abc"))
+        assert await wait_for(replies, 3) == ["error: internal server error"] * 3
+
+
+async def test_a_poison_row_does_not_take_audit_entries_along(migrated_dsn: str) -> None:
+    """Somebody's login must not fail because of somebody else's event."""
+    async with running_core(migrated_dsn) as core:
+        await core.pool.execute("ALTER TABLE events ADD CONSTRAINT no_poison CHECK (content <> 'poison')")
+        replies = Replies()
+        entry = new_entry(Action.AUTH_SUCCESS, time_us=1, uuid=CHANNEL, actor=ALICE.pubkey)
+        record = Submission(None, None, [entry], trio.Event())
+        together(core, Submission(admitted(ALICE.sign(1, "poison")), Reply(replies, "x")), record)
+        assert await wait_for(replies, 1) == ["error: internal server error"]
+        assert record.done is not None
+        with trio.fail_after(5):
+            await record.done.wait()
+        assert not record.failed
+
+
+async def test_values_too_long_for_an_index_are_stored_and_found(migrated_dsn: str) -> None:
+    """A GIN entry ends at 2.7 KB after compression: what does not compress must not cost the batch."""
+    noise = secrets.token_hex(50_000)
+    async with running_core(migrated_dsn) as core:
+        replies = Replies()
+        big = ALICE.sign(1, "big", [["t", noise], ["t", "short"]])
+        together(
+            core,
+            Submission(admitted(big), Reply(replies, "big")),
+            Submission(admitted(ALICE.sign(1, "other")), Reply(replies, "other")),
+        )
+        assert await wait_for(replies, 2) == ["", ""]
+        reach = Reach(frozenset())
+        for value, count in ((noise, 1), ("short", 1), (noise[:-1], 0)):
+            found = pages(core.pool, [parse_filter({"#t": [value]})], reach, Limits())
+            assert sum([len(rows) async for rows in found]) == count
+
+
+async def test_what_the_server_cannot_hold_costs_its_own_event_only(migrated_dsn: str) -> None:
+    """SQLSTATE 54000, as an index entry that is too long, is one row's fault."""
+    async with running_core(migrated_dsn) as core:
+        await core.pool.execute("CREATE INDEX too_narrow ON events (content)")
+        replies = Replies()
+        for content in (secrets.token_hex(50_000), "good"):
+            together(core, Submission(admitted(ALICE.sign(1, content)), Reply(replies, content)))
+        assert sorted(await wait_for(replies, 2)) == ["", "error: internal server error"]
+
+
+async def test_a_batch_is_bounded_by_its_bytes(migrated_dsn: str) -> None:
+    """500 events of the largest size would be one statement of 128 MiB."""
+    async with running_core(migrated_dsn) as core:
+        replies = Replies()
+        events = [ALICE.sign(1, f"{number}" + "x" * 200_000) for number in range(60)]
+        together(core, *(Submission(admitted(event), Reply(replies, "x")) for event in events))
+        assert set(await wait_for(replies, 60)) == {""}
+        assert 60 * 200_000 // BATCH_BYTES_MAX <= replies.flushes <= 60 * 200_000 // BATCH_BYTES_MAX + 2
+
+
+async def test_metrics_count_every_outcome_once(migrated_dsn: str) -> None:
+    def read() -> list[float]:
+        value = metrics.REGISTRY.get_sample_value
+        return [
+            value("sprout_events_stored_total", {"kind": "9"}) or 0,
+            value("sprout_events_stored_total", {"kind": "9007"}) or 0,
+            value("sprout_event_processing_seconds_count") or 0,
+            value("sprout_events_rejected_total", {"reason": "invalid"}) or 0,
+            value("sprout_events_rejected_total", {"reason": "error"}) or 0,
+        ]
+
+    async with running_core(migrated_dsn) as core:
+        before = read()
+        await core.create(ALICE, visibility="private")
+        event = ALICE.sign(9, "hello", [["h", CHANNEL]])
+        for _ in range(2):
+            await core.submit(ALICE, event)
+        await core.create(BOB)  # refused in the transaction: the channel exists; not an error
+        await core.say(BOB, "x")  # refused at admission
+        replies = Replies()
+        lost = Admission(BOB.sign(9, "x", [["h", CHANNEL]]), BOB.caller, CHANNEL, Route.PLAIN, BOB.pubkey, False, 1)
+        await core.ingest.enqueue(lost, Reply(replies, "lost"))
+        await wait_for(replies, 1)
+        after = read()
+    assert [new - old for new, old in zip(after, before, strict=True)] == [2, 1, 4, 2, 0]
+
+
+async def test_whoever_waits_when_the_queues_close_is_answered(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn, commit_queue=1) as core:
+        admissions = [await core.ingest.admit(ALICE.sign(kind, "{}"), ALICE.caller, Door.HTTP) for kind in (1, 0)]
+        core.ingest.close()
+        core.ingest.finish()
+        for admission in admissions:
+            assert isinstance(admission, Admission)
+            assert (await core.ingest.perform(admission)).message == "error: shutting down"
+        assert await core.ingest._run(OpenDm(ALICE.pubkey, [BOB.pubkey], announce=True), ALICE.pubkey, 1) == (
+            Outcome.refused(SHUTTING_DOWN)
+        )
+        with pytest.raises(StoreGone):
+            await core.ingest.record([new_entry(Action.AUTH_SUCCESS, time_us=1, uuid=CHANNEL)])

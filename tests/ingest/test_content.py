@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from functools import partial
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from relay.ingest.content import read_profile
 from relay.ingest.relay_events import system_message
-from relay.ingest.types import Door
+from relay.ingest.types import Admission, Door
 from tests.support.core import ALICE, BOB, CAROL, CHANNEL, Core, Person, running_core
 
 
@@ -232,3 +233,71 @@ def test_system_messages_are_compact_and_keep_their_order() -> None:
     event = system_message(ALICE.key, CHANNEL, 1, {"type": "member_joined", "actor": "a", "target": "b"})
     assert event.content == '{"type":"member_joined","actor":"a","target":"b"}'
     assert event.tags == [["h", CHANNEL]]
+
+
+async def test_a_profile_with_escaped_nuls_is_saved_without_them(migrated_dsn: str) -> None:
+    """The content has a backslash and digits, which is text; what it says has a NUL, which PostgreSQL cannot keep."""
+    async with running_core(migrated_dsn, relay_url="ws://team.example") as core:
+        content = '{"name":"a\\u0000b","about":"\\u0000","nip05":"x\\u0000@team.example","picture":"p"}'
+        assert (await core.submit(ALICE, ALICE.sign(0, content))).message == ""
+        row = await core.pool.fetchrow("SELECT display_name, about, nip05_handle, avatar_url FROM users")
+        assert tuple(row.values()) == ("ab", "", None, "p")
+
+
+async def test_access_is_asked_again_in_the_transaction(migrated_dsn: str) -> None:
+    """What the caches said at admission may be over when the effect is done."""
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE, visibility="private")
+        await core.add(ALICE, BOB)
+        message = BOB.sign(9, "mine", [["h", CHANNEL]])
+        await core.submit(BOB, message)
+        effects = [BOB.sign(7, "+", [["e", message.id]]), BOB.sign(5, tags=[["e", message.id]])]
+        admitted = [await core.ingest.admit(event, BOB.caller, Door.WEBSOCKET) for event in effects]
+        await core.pool.execute("UPDATE channel_members SET removed_at = now() WHERE role = 'member'")
+        for admission in admitted:
+            assert isinstance(admission, Admission)
+            assert (await core.ingest.perform(admission)).message == "restricted: not a channel member"
+        assert not await core.directory.is_member(CHANNEL, BOB.pubkey)
+        assert not {5, 7} & set(await core.kinds())
+
+
+async def test_a_proxy_deletes_for_the_author_and_nobody_else(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE, visibility="private")
+        message = ALICE.sign(9, "x", [["h", CHANNEL]])
+        await core.submit(ALICE, message)
+        proxy = Person.number(7, scopes=frozenset({"proxy:submit"}))
+        deletion = {"tags": [["e", message.id]], "at": 1_000_000}
+        assert (await core.submit(proxy, BOB.sign(5, **deletion))).message == "invalid: must be event author"
+        assert (await core.submit(proxy, ALICE.sign(5, **deletion))).message == ""
+        assert 9 not in await core.kinds()
+
+
+async def test_the_state_of_a_group_is_nobodys_to_delete(migrated_dsn: str) -> None:
+    """Its first `p` tag names a member, for whom it was not signed: without it the group would have no state."""
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE)
+        for kind in (39001, 39002):
+            state = await core.pool.fetchval("SELECT encode(id, 'hex') FROM events WHERE kind = $1", kind)
+            outcome = await core.submit(ALICE, ALICE.sign(5, tags=[["e", state]]))
+            assert outcome.message == "invalid: must be event author"
+
+
+async def test_ephemeral_events_are_asked_for_scope_first_and_never_for_the_time(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE)
+        typing = ALICE.sign(20002, "", [["h", CHANNEL]], at=at(-100_000))
+        assert (await core.submit(ALICE, typing)).message == ""
+        assert (await core.submit(BOB, BOB.sign(20001, "online"))).message == ""
+        typing.content = "forged"
+        assert (await core.submit(ALICE, typing)).message.startswith("invalid: invalid event id: computed ")
+        reader = Person.number(1, scopes=frozenset({"messages:read"}))
+        assert (await core.submit(reader, typing)).message == "restricted: insufficient scope for ephemeral events"
+
+
+async def test_long_contents_are_stored_with_their_search_vector(migrated_dsn: str) -> None:
+    """A text search vector ends at 1 MiB; words joined by hyphens, each of them new, make the most of the content."""
+    words = (f"{random.randrange(46656):03x}-{random.randrange(46656):03x}" for _ in range(40_000))
+    content = " ".join(words)[:262_144]
+    async with running_core(migrated_dsn) as core:
+        assert (await core.submit(ALICE, ALICE.sign(1, content))).message == ""

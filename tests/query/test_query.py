@@ -221,3 +221,19 @@ async def test_one_channel_is_read_in_index_order(pool: Pool) -> None:
         plan = "\n".join(row[0] for row in await con.fetch("EXPLAIN " + statement, *arguments))
     assert "events_channel" in plan
     assert "Sort" not in plan
+
+
+async def test_another_spelling_of_a_channel_does_not_read_the_whole_channel(pool: Pool) -> None:
+    channel = CHANNELS[0]
+    spelt = channel.upper()
+    filed = [Filed(event_at(START + number, f"{number:02x}"), channel) for number in range(40)]
+    filed.append(Filed(make_with_tag(["h", spelt]), channel))
+    await store(pool, filed)
+    before = pool.statistics().statements_total
+    found = await read(pool, [Filter(tags={"h": frozenset({spelt})})], page_rows=5)
+    assert found == [filed[-1].event.id]
+    assert pool.statistics().statements_total - before == 1
+
+
+def make_with_tag(tag: list[str]) -> Event:
+    return Event("ee" * 32, AUTHORS[0], START, 9, [tag], "", "00" * 64)

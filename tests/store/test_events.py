@@ -60,6 +60,9 @@ async def test_mentions_are_rows_of_valid_keys_once_each(migrated_dsn: str) -> N
     await events.insert_one(con, ALICE.sign(1, "b", tags), None)
     rows = await con.fetch("SELECT encode(pubkey, 'hex'), count(*) FROM event_mentions GROUP BY 1")
     assert {record[0]: record[1] for record in rows} == {BOB.pubkey: 2, CAROL.pubkey: 2}
+    # The list of a group's members mentions none of them.
+    assert await events.insert_one(con, ALICE.sign(39002, "", tags), CHANNEL)
+    assert await con.fetchval("SELECT count(*) FROM event_mentions WHERE kind = 39002") == 0
     con.terminate()
 
 
