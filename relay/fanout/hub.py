@@ -37,7 +37,7 @@ from relay.fanout.items import (
     SubscriptionState,
 )
 from relay.fanout.outbound import Frame
-from relay.nostr.messages import closed, ws_frame
+from relay.nostr.messages import closed, event_ws_frame, ws_frame
 from relay.store.snapshot import Snapshot
 
 __all__ = ["Batch", "Hub", "HubStatistics", "Joined", "Left", "Live", "LiveSubscription", "Peer", "SubscriptionState"]
@@ -280,5 +280,4 @@ class Hub:
 
 
 def _frame(subscription: LiveSubscription, live: Live) -> bytes:
-    payload = b"%b%b]" % (subscription.prefix, live.event.json)
-    return ws_frame(payload)
+    return event_ws_frame(subscription.prefix, live.event.json)

@@ -220,6 +220,14 @@ def ws_frame_head(length: int, opcode: int = 1) -> bytes:
     return bytes((0x80 | opcode, 127)) + length.to_bytes(8, "big")
 
 
+def event_ws_frame(sub_prefix: bytes, event_json: bytes) -> bytes:
+    """`ws_frame(event_frame(...))` with one copy instead of three: every delivery makes one."""
+    length = len(sub_prefix) + len(event_json) + 1
+    if 126 <= length < 1 << 16:
+        return b"".join((b"\x81\x7e", length.to_bytes(2, "big"), sub_prefix, event_json, b"]"))
+    return b"".join((ws_frame_head(length), sub_prefix, event_json, b"]"))
+
+
 def ws_frame(payload: bytes, opcode: int = 1) -> bytes:
     """A whole server frame."""
     return ws_frame_head(len(payload), opcode) + payload

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
@@ -44,9 +44,9 @@ class Limits:
         return cls(settings.default_limit, settings.max_limit, statement_seconds=settings.statement_seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One stored event: its id, its JSON as it goes into a frame, and where it is filed."""
+class Row(NamedTuple):
+    """One stored event: its id, its JSON as it goes into a frame, and where it is filed. A tuple, because a page makes
+    hundreds of them."""
 
     id: bytes
     json: bytes
@@ -111,20 +111,17 @@ class Pages:
         """How many rows count against the filter's limit, and those of them that were not sent before."""
         snapshot, sent, check = self.snapshot, self._sent, selection.check
         assert snapshot is not None
-        rows, accepted = [], 0
-        for record in records:
-            if check_snapshot and not snapshot.shows_row(record["xmin32"]):
-                continue
-            row = Row(record["id"], record["signed_json"], record["channel_id"], record["created_at"])
-            if check is not None and not check(row.json, row.channel_id):
-                continue
-            accepted += 1
-            if sent is not None:
-                if row.id in sent:
-                    continue
-                sent.add(row.id)
-            rows.append(row)
-        return accepted, rows
+        if check_snapshot:
+            records = [record for record in records if snapshot.shows_row(record["xmin32"])]
+        # By position: looking a column up by its name costs as much as everything else here.
+        rows = [Row(record[0], record[1], record[2], record[3]) for record in records]
+        if check is not None:
+            rows = [row for row in rows if check(row.json, row.channel_id)]
+        if sent is None:
+            return len(rows), rows
+        fresh = [row for row in rows if row.id not in sent]
+        sent.update(row.id for row in fresh)
+        return len(rows), fresh
 
 
 def pages(db: Database, filters: Sequence[Filter], reach: Reach, limits: Limits) -> Pages:

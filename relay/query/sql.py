@@ -40,7 +40,7 @@ LIMIT {limit}"""
 
 # The snapshot has to come even when no row does, and from the statement that read the rows.
 _FIRST_PAGE = """
-SELECT s.snapshot, p.*
+SELECT p.*, s.snapshot
 FROM (SELECT pg_current_snapshot()::text AS snapshot) s
 LEFT JOIN LATERAL ({page}
 ) p ON true
@@ -91,8 +91,8 @@ class Selection:
     check: RowCheck | None
 
     def page(self, rows: int, after: Cursor | None = None, *, with_snapshot: bool = False) -> tuple[str, list[Any]]:
-        """The statement of the next page and its arguments. `with_snapshot` puts the column `snapshot` first and gives
-        one row of nulls behind it where there would be none."""
+        """The statement of the next page and its arguments. `with_snapshot` puts the column `snapshot` last and gives
+        one row of nulls before it where there would be none."""
         parameters = _Parameters()
         parameters.values.extend(self.arguments)
         conditions = list(self.conditions)
@@ -190,11 +190,12 @@ def _tag(letter: str, values: frozenset[str], parameters: _Parameters) -> list[s
 
 def _channel_tag_check(values: frozenset[str]) -> RowCheck:
     """`#h` to the byte: any `h` tag is the author's word, and only a row without one counts by where it is filed."""
+    # Nearly every row names its own channel in canonical form. The search cannot be fooled by text inside a string:
+    # there, every quotation mark has a backslash before it.
+    canonical = {value: b'["h","%b"' % value.encode() for value in values if parse_uuid(value) == value}
 
     def check(signed_json: bytes, channel_id: str | None) -> bool:
-        # Nearly every row names its own channel in canonical form. The search cannot be fooled by text inside a string:
-        # there, every quotation mark has a backslash before it.
-        if channel_id in values and b'["h","%b"' % channel_id.encode() in signed_json:
+        if (tag := canonical.get(channel_id)) is not None and tag in signed_json:  # type: ignore[arg-type]
             return True
         named = [tag for tag in orjson.loads(signed_json)["tags"] if tag[0] == "h"]
         if not named:

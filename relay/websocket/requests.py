@@ -25,7 +25,7 @@ from relay.fanout.hub import LiveSubscription, SubscriptionState
 from relay.fanout.outbound import Frame
 from relay.nostr import messages
 from relay.nostr.filter import p_gate_refused, subscription_channels
-from relay.nostr.messages import ReqMessage
+from relay.nostr.messages import ReqMessage, event_ws_frame
 from relay.query.replay import Limits, Pages, Row, pages
 from relay.query.sql import Reach
 from relay.store.failures import STORE_FAILURES
@@ -150,9 +150,9 @@ def _frames(subscription: LiveSubscription, rows: Sequence[Row]) -> list[Frame]:
         return []
     prefix, revoked = subscription.prefix, subscription.revoked
     return [
-        (messages.ws_frame(messages.event_frame(prefix, row.json)), row.channel_id)
-        for row in rows
-        if row.channel_id is None or row.channel_id not in revoked
+        (event_ws_frame(prefix, signed_json), channel_id)
+        for _, signed_json, channel_id, _ in rows
+        if channel_id not in revoked
     ]
 
 

@@ -295,3 +295,9 @@ def test_frame_head(length, head):
 def test_frame_examples_of_rfc6455():
     assert messages.ws_frame(b"Hello") == bytes.fromhex("810548656c6c6f")
     assert messages.ws_frame(b"Hello", opcode=9) == bytes.fromhex("890548656c6c6f")
+
+
+@pytest.mark.parametrize("size", [0, 100, 113, 114, 65_000, 65_520, 65_521, 65_522, 65_523, 70_000])
+def test_event_frames_made_at_once_are_the_same(size: int) -> None:
+    prefix, event = messages.event_prefix("s"), b"{" + b" " * size + b"}"
+    assert messages.event_ws_frame(prefix, event) == messages.ws_frame(messages.event_frame(prefix, event))
