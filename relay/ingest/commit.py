@@ -25,7 +25,7 @@ import trio
 
 from relay import metrics
 from relay.access.directory import Directory
-from relay.asyncpg_trio.errors import CommitOutcomeUnknown, ConnectionLost, PostgresError
+from relay.asyncpg_trio.errors import CommitOutcomeUnknown, ConnectionLost, PostgresError, sqlstate_class
 from relay.audit import outbox
 from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.queue import Producer
@@ -36,7 +36,7 @@ from relay.ingest.admit import NOT_MEMBER
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome, Ticket, hand_over
 from relay.store import channels, events
 from relay.store.events import Row
-from relay.store.outcome import PATIENCE_SECONDS, RETRY_SECONDS, TRY_AGAIN, committed
+from relay.store.outcome import Patience, committed
 from relay.store.own_connection import OwnConnection
 
 log = structlog.get_logger()
@@ -138,7 +138,7 @@ class CommitTask:
         try:
             result = await self._store(part, entries, records)
         except PostgresError as error:
-            if (error.sqlstate or "")[:2] in ROW_AT_FAULT and len(part) + bool(records) > 1:
+            if sqlstate_class(error) in ROW_AT_FAULT and len(part) + bool(records) > 1:
                 await self._divide(part, records)
             else:
                 self._fail(part, records, error)
@@ -157,7 +157,7 @@ class CommitTask:
                 await self._commit_part(half, [])
 
     async def _store(self, part: list[Submission], entries: list[Entry], records: list[Submission]) -> _Result:
-        deadline = trio.current_time() + PATIENCE_SECONDS
+        patience = Patience()
         while True:
             result = None
             try:
@@ -181,16 +181,9 @@ class CommitTask:
                 metrics.COMMIT_RETRIES.labels("unknown_outcome").inc()
                 if await committed(self._own, result.xid, result.trace):
                     return result
-            except ConnectionLost:
-                metrics.COMMIT_RETRIES.labels("connection_lost").inc()
-                if trio.current_time() > deadline:
-                    raise
-                await trio.sleep(RETRY_SECONDS)
-            except PostgresError as error:
-                if (error.sqlstate or "")[:2] not in TRY_AGAIN or trio.current_time() > deadline:
-                    raise
-                metrics.COMMIT_RETRIES.labels("server").inc()
-                await trio.sleep(RETRY_SECONDS)
+            except (ConnectionLost, PostgresError) as error:
+                # COMMIT was not sent, or was refused: nothing has happened.
+                await patience.try_again(error)
 
     async def _after_commit(
         self, part: list[Submission], entries: list[Entry], records: list[Submission], result: _Result

@@ -27,7 +27,7 @@ from relay.ingest.turns import Turn, Turns
 from relay.ingest.types import Outcome, hand_over
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
-from relay.store.outcome import PATIENCE_SECONDS, RETRY_SECONDS, TRY_AGAIN, committed
+from relay.store.outcome import Patience, committed
 from relay.store.own_connection import OwnConnection
 
 log = structlog.get_logger()
@@ -192,7 +192,7 @@ class EffectWorker:
 
     async def _transact(self, work: Work, turn: Turn) -> tuple[Effect | None, Outcome]:
         """(what was committed or None, the outcome). Tries again where that can help."""
-        deadline = trio.current_time() + PATIENCE_SECONDS
+        patience = Patience()
         while True:
             effect = None
             try:
@@ -211,14 +211,6 @@ class EffectWorker:
                 trace = effect.entries[0].uuid if effect.entries else None
                 if await committed(self._own, effect.xid, trace):
                     return effect, outcome
-            except ConnectionLost:
-                # COMMIT was not sent: nothing has happened, and the next connection may work.
-                metrics.COMMIT_RETRIES.labels("connection_lost").inc()
-                if trio.current_time() > deadline:
-                    raise
-                await trio.sleep(RETRY_SECONDS)
-            except PostgresError as error:
-                if (error.sqlstate or "")[:2] not in TRY_AGAIN or trio.current_time() > deadline:
-                    raise
-                metrics.COMMIT_RETRIES.labels("server").inc()
-                await trio.sleep(RETRY_SECONDS)
+            except (ConnectionLost, PostgresError) as error:
+                # COMMIT was not sent, or was refused: nothing has happened.
+                await patience.try_again(error)

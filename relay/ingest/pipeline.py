@@ -38,6 +38,7 @@ from relay.nostr.keys import SecretKey
 from relay.nostr.kinds import kind_label
 from relay.store import channels
 from relay.store.failures import STORE_FAILURES
+from relay.store.outcome import PATIENCE_SECONDS
 from relay.store.own_connection import Connect, OwnConnection
 
 __all__ = ["Ingest"]
@@ -253,7 +254,7 @@ class Ingest:
         return tasks
 
     def _own(self, name: str) -> OwnConnection:
-        return OwnConnection(self._connect, name=name, patience_seconds=self._settings.pool_acquire_seconds)
+        return OwnConnection(self._connect, name=name, patience_seconds=PATIENCE_SECONDS)
 
     async def run_notes(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Writes the counted refusals now and then. Owner: root nursery; ends by cancellation."""

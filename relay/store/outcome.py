@@ -5,8 +5,9 @@ from __future__ import annotations
 import structlog
 import trio
 
+from relay import metrics
 from relay.asyncpg_trio import Connection
-from relay.asyncpg_trio.errors import ConnectionLost, PostgresError
+from relay.asyncpg_trio.errors import ConnectionLost, PostgresError, sqlstate_class
 from relay.errors import StoreError
 from relay.store.own_connection import OwnConnection
 
@@ -19,6 +20,26 @@ PATIENCE_SECONDS = 10.0
 RETRY_SECONDS = 0.05
 # Conflicts, resources, the operator's doing, lost connections: the same transaction may well succeed.
 TRY_AGAIN = ("40", "53", "55", "57", "08")
+
+
+class Patience:
+    """For one transaction: whether it is worth another try."""
+
+    def __init__(self) -> None:
+        self._deadline = trio.current_time() + PATIENCE_SECONDS
+
+    async def try_again(self, error: ConnectionLost | PostgresError) -> None:
+        """Returns after a pause when the transaction may be run again; nothing of it was committed.
+
+        Raises:
+            The error: it would happen again, or has been happening for too long.
+        """
+        lost = isinstance(error, ConnectionLost)
+        state = "08" if lost else sqlstate_class(error)
+        if trio.current_time() > self._deadline or state not in TRY_AGAIN:
+            raise error
+        metrics.COMMIT_RETRIES.labels("connection_lost" if lost else "server").inc()
+        await trio.sleep(RETRY_SECONDS)
 
 
 # What pg_xact_status answers for an id that has not been given out.

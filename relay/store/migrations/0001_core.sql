@@ -111,7 +111,8 @@ CREATE TABLE events (
     channel_id  uuid,
     deleted_at  timestamptz,
     d_tag       text,                        -- kinds 30000 to 39999 only; a missing tag is the empty string
-    -- 'x:value' of every single-letter tag: what a filter's #x asks for. The h tag that names channel_id is left out.
+    -- 'x:value' of every single-letter tag: what a filter's #x asks for. A value too long for an index entry stands as
+    -- 'x#' and its SHA-256. The h tag that names channel_id is left out.
     tag_values  text[] NOT NULL DEFAULT '{}',
     -- The seven signed fields in our own serialisation; replay and fan-out copy it into frames as it is.
     signed_json bytea NOT NULL,
