@@ -456,3 +456,20 @@ async def test_a_free_port_is_chosen_and_said(databases, directory):
         assert f"ws://localhost:{port}" in relay.stdout.read_text()
         relay.signal(INT)
         assert (await relay.exit())[0] == 0
+
+
+async def test_a_standard_output_that_nobody_reads_is_no_reason_to_end(databases):
+    """`relay serve | head -1`, and a service manager that gives none at all."""
+
+    async def one(shell: str) -> None:
+        with reachable_dir() as directory:
+            command = ["/bin/bash", "-c", shell.format(relay=FORMS["relay serve"][0])]
+            own = {"DATABASE_URL": databases.new(), "SPROUT_GRACE_SECONDS": "0"}
+            async with launched("relay serve", directory, command=command, **own) as relay:
+                await relay.ready()
+                assert await _get(relay.port, "/_liveness") == 200
+                relay.signal(TERM, "group")
+                await relay.exit()
+                assert _stopped_with(relay) == [0], relay.stderr.read_text()
+
+    await _each(one, [("{relay} serve >&-",), ("{relay} serve | true",)])

@@ -8,8 +8,9 @@ Rules
 -----
 1. Isolation, both ways: an event of a channel reaches only subscriptions of that channel, an event of no channel only
    global ones. It holds by construction: the two families of indexes share no key.
-2. A subscription stands under each kind of its filters' union, or once as a wildcard if a filter names no kinds; in
-   each of its channels. So an event, which has one kind and at most one channel, meets it at most once.
+2. A subscription stands under each kind of its filters' union, or once as a wildcard if a filter names no kinds, or
+   if they are too many; in each of its channels. So an event, which has one kind and at most one channel, meets it at
+   most once.
 3. The indexes only narrow: every candidate is checked against its whole filters.
 4. A key without subscriptions does not exist. Closing a subscription costs the keys that it has, however many others
    stand under them (hence dicts as ordered sets, where a list would be searched).
@@ -18,13 +19,17 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 from relay.nostr.event import Event
 from relay.nostr.filter import Filter, matches_any
 
-__all__ = ["IndexStatistics", "Subscription", "SubscriptionIndex"]
+__all__ = ["KEYS_MAX", "IndexStatistics", "Subscription", "SubscriptionIndex"]
+
+# Kinds times channels of one subscription. Without a bound one message that names a hundred channels and 18 000 kinds
+# would hold up the loop for two seconds and take 600 MB.
+KEYS_MAX: Final = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -32,13 +37,23 @@ class Subscription:
     """One REQ that is live; two of them are equal only if they are the same object.
 
     `connection`: its owner, any hashable. `channels`: the channels that it is about, None for a global one.
-    `prefix`: the bytes before the event in its frames, `["EVENT",<sub id as JSON>,`."""
+    `prefix`: the bytes before the event in its frames, `["EVENT",<sub id as JSON>,`. `cost`: what it holds in memory,
+    in values of its filters and entries of the index (about 200 bytes each)."""
 
     connection: Any
     sub_id: str
     filters: tuple[Filter, ...]
     channels: frozenset[str] | None
     prefix: bytes
+    cost: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = 0
+        for wanted in self.filters:
+            values += len(wanted.ids or ()) + len(wanted.authors or ()) + len(wanted.kinds or ())
+            values += sum([len(texts) for texts in wanted.tags.values()])
+        scopes = 1 if self.channels is None else len(self.channels)
+        self.cost = 1 + values + scopes * len(self.indexed_kinds() or (None,))
 
     def kinds(self) -> frozenset[int] | None:
         """The union over the filters, None if one of them takes every kind. Empty: nothing can match."""
@@ -48,6 +63,12 @@ class Subscription:
                 return None
             union |= wanted.kinds
         return frozenset(union)
+
+    def indexed_kinds(self) -> frozenset[int] | None:
+        """The kinds under which it stands in the index, None for a wildcard."""
+        kinds = self.kinds()
+        scopes = 1 if self.channels is None else len(self.channels)
+        return None if kinds is None or len(kinds) * scopes > KEYS_MAX else kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +131,7 @@ class SubscriptionIndex:
         replaced = self.remove(sub.connection, sub.sub_id)
         self.subs.setdefault(sub.connection, {})[sub.sub_id] = sub
         self.count += 1
-        kinds = sub.kinds()
+        kinds = sub.indexed_kinds()
         if sub.channels is None:
             if kinds is None:
                 self.global_wildcard_index[sub] = None
@@ -133,7 +154,7 @@ class SubscriptionIndex:
         if not own:
             del self.subs[connection]
         self.count -= 1
-        kinds = sub.kinds()
+        kinds = sub.indexed_kinds()
         if sub.channels is None:
             if kinds is None:
                 del self.global_wildcard_index[sub]
@@ -184,6 +205,10 @@ class SubscriptionIndex:
         else:
             yield from self.channel_kind_index.get((channel_id, kind), ())
             yield from self.channel_wildcard_index.get(channel_id, ())
+
+    def cost(self, connection: Any) -> int:
+        """The sum over the connection's subscriptions."""
+        return sum([sub.cost for sub in self.subs.get(connection, {}).values()])
 
     def get(self, connection: Any, sub_id: str) -> Subscription | None:
         own = self.subs.get(connection)

@@ -47,6 +47,10 @@ SEARCH: Final = "unsupported: filters with search are not supported yet"
 # waits for room is soon reached by a removal.
 WRITE_BYTES: Final = 64 << 10
 
+# Of all subscriptions of a connection together, in values of filters and entries of the index: some 25 MB. A thousand
+# subscriptions with a message full of ids each would be half a gigabyte. (Five hundred lists of 250 contacts fit.)
+COST_MAX: Final = 1 << 17
+
 FAILURES: Final = (*STORE_FAILURES, StoreError, trio.TooSlowError)
 
 
@@ -115,7 +119,10 @@ async def _readable(session: Session, caller: Caller) -> frozenset[str]:
 def _register(session: Session, request: ReqMessage, channels: frozenset[str] | None) -> LiveSubscription:
     prefix = messages.event_prefix(request.sub_id)
     subscription = LiveSubscription(session, request.sub_id, request.filters, channels, prefix)
-    session.services.hub.subscribe(subscription)
+    hub = session.services.hub
+    if hub.index.cost(session) + subscription.cost > COST_MAX:
+        raise _Refused(TOO_MANY)
+    hub.subscribe(subscription)
     return subscription
 
 

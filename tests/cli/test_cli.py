@@ -123,3 +123,21 @@ def test_a_database_that_cannot_be_used_is_explained(here, monkeypatch, url, tex
     assert done.returncode in (1, 2)
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://relay:hunter2/x@127.0.0.1/relay",
+        "postgresql://relay:hunter2#x@127.0.0.1/relay",
+        "postgresql://relay:7?hunter2@127.0.0.1/relay",
+        "postgresql://relay:x[hunter2]y@127.0.0.1/relay",
+        "postgresql://relay:hunter2,/@127.0.0.1/relay",
+    ],
+)
+def test_a_password_that_makes_the_address_unreadable_is_not_shown(here, url):
+    done = here("migrate", "status", "--database-url", url)
+    assert done.returncode == 2
+    assert "DATABASE_URL: " in done.stderr
+    assert "%2F" in done.stderr  # what to do about it
+    assert "hunter2" not in done.stderr + done.stdout

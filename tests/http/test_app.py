@@ -14,6 +14,7 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from relay import metrics
+from relay.http import app
 from relay.http.edge import Edge
 from tests.support.http import Rig, new_key
 
@@ -119,6 +120,16 @@ async def test_requests_are_counted_by_route_and_caller(rig: Rig) -> None:
     assert (counted(hide, 401), counted("/info"), counted("/info", caller="mesh_1-a")) == (
         before[0] + 1, before[1] + 3, before[2] + 1,
     )  # fmt: skip
+
+
+async def test_invented_callers_do_not_fill_the_memory(rig: Rig) -> None:
+    before = counted("/info", caller="unknown")
+    for number in range(app.CALLERS_MAX + 20):
+        await rig.get("/info", headers={"x-envoy-downstream-service-cluster": f"invented-{number}"})
+    names = metrics.REGISTRY.collect()
+    callers = {s.labels["caller"] for metric in names if metric.name == "http_requests" for s in metric.samples}
+    assert len(callers) <= app.CALLERS_MAX + 1
+    assert counted("/info", caller="unknown") >= before + 20
 
 
 async def test_probes_and_unknown_paths_are_not_counted(rig: Rig) -> None:

@@ -177,6 +177,14 @@ async def test_at_most_a_thousand(rig: Rig) -> None:
     assert time.perf_counter() - started < 5
 
 
+async def test_a_visibility_that_no_channel_can_have_matches_nothing(rig: Rig) -> None:
+    me = new_key()
+    await rig.channel(me)
+    for text in ("secret", "%00", "open%00", "%ff", "%C2%B2"):
+        found = await rig.get(f"/api/channels?visibility={text}", key=me)
+        assert (found.status, found.json) == (200, []), text
+
+
 @pytest.mark.parametrize("query", ["member=yes", "member=", "member=True", "member=true&member=true"])
 async def test_a_bad_query_is_refused_before_anybody_signs_in(rig: Rig, query: str) -> None:
     found = await rig.get(f"/api/channels?{query}")

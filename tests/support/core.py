@@ -88,9 +88,16 @@ class Core:
 async def running_core(dsn: str, **settings: Any) -> AsyncIterator[Core]:
     """Everything started as the supervisor starts it, and stopped by closing queues in their order."""
     loaded = load({"database_url": dsn, **settings})
-    pool = Pool(dsn, size_max=loaded.pool_size_max, size_min=1)
-    audit_pool = Pool(dsn, size_max=2, size_min=0, name="audit")
-    await pool.open()
+    async with (
+        Pool(dsn, size_max=loaded.pool_size_max, size_min=1) as pool,
+        Pool(dsn, size_max=2, size_min=0, name="audit") as audit_pool,
+        _running_on(loaded, dsn, pool, audit_pool) as core,
+    ):
+        yield core
+
+
+@asynccontextmanager
+async def _running_on(loaded: Settings, dsn: str, pool: Pool, audit_pool: Pool) -> AsyncIterator[Core]:
     key = SecretKey.from_hex("77" * 32)
     directory = Directory(pool, loaded)
     hub = Hub(partial(members.audiences, pool))
@@ -119,8 +126,6 @@ async def running_core(dsn: str, **settings: Any) -> AsyncIterator[Core]:
             loader_scope.cancel()
             hub.close()
         audit.begin_drain(trio.current_time() + 5)
-    await pool.aclose()
-    await audit_pool.aclose()
 
 
 async def _cancellable(task: Any, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,8 +144,11 @@ class Launched:
 
 
 @asynccontextmanager
-async def launched(form: str, directory: Path, *arguments: str, **environment: str) -> AsyncIterator[Launched]:
-    """Start a form in a session of its own, with nothing of ours in its environment; kill what is left at the end."""
+async def launched(
+    form: str, directory: Path, *arguments: str, command: Sequence[str] = (), **environment: str
+) -> AsyncIterator[Launched]:
+    """Start a form in a session of its own, with nothing of ours in its environment; kill what is left at the end.
+    `command` is run in the place of what the form usually is."""
     port = free_port()
     own = {
         "PATH": os.environ["PATH"],
@@ -162,7 +165,7 @@ async def launched(form: str, directory: Path, *arguments: str, **environment: s
     stdout, stderr = directory / "stdout", directory / "stderr"
     with stdout.open("wb") as out, stderr.open("wb") as err:
         process = subprocess.Popen(
-            [*FORMS[form], *bind, *arguments],
+            [*(command or FORMS[form]), *bind, *arguments],
             stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=directory, env={**own, **environment},
             start_new_session=True,
         )  # fmt: skip
