@@ -7,10 +7,11 @@ is handed over here as a function or a channel. No task is started here.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -251,8 +252,7 @@ class Parts:
             lines.append(f"  health    http://{beside['health']}/_readiness")
         if "metrics" in beside:
             lines.append(f"  metrics   http://{beside['metrics']}/metrics")
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
+        _say("\n".join(lines) + "\n")
 
     # -- what the script does, in the order of its phases --------------------------------------------------------------
 
@@ -330,6 +330,17 @@ def _now_us() -> int:
 
 def _ms(seconds: float) -> str:
     return f"{round(seconds * 1000)}ms"
+
+
+def _say(text: str) -> None:
+    """To standard output, if there is one: whoever read it may be gone, and the relay serves all the same.
+
+    Past Python's buffer, which would be written once more at the end of the process, and fail there.
+    """
+    if sys.stdout is None:
+        return
+    with suppress(OSError, ValueError):
+        os.write(sys.stdout.fileno(), text.encode(errors="replace"))
 
 
 def _port(listener: trio.SocketListener) -> int:

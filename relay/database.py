@@ -26,6 +26,11 @@ COMPLAIN_SECONDS = 5.0
 # Insufficient resources (too many connections) and operator intervention (starting up, shutting down) pass by.
 _PASSING = ("53", "57")
 
+UNREADABLE = (
+    "DATABASE_URL: cannot be read as postgresql://user:password@host:port/database. In the user and the password, "
+    "/ is written as %2F, ? as %3F, # as %23, @ as %40, : as %3A, [ as %5B and % as %25."
+)
+
 log = structlog.get_logger(__name__)
 
 
@@ -89,8 +94,11 @@ async def connect_patiently(dsn: str, wait_seconds: float) -> Connection:
             if sqlstate_class(error) not in _PASSING:
                 raise ConfigError(f"DATABASE_URL: the server refuses the connection: {error}") from error
             reason = str(error)
-        except (ValueError, InterfaceError) as error:
+        except InterfaceError as error:
             raise ConfigError(f"DATABASE_URL: {error}") from error
+        except ValueError:
+            # Its text quotes what stands in the place of a port or a parameter: often enough a piece of the password.
+            raise ConfigError(UNREADABLE) from None
         now = trio.current_time()
         if now + pause >= deadline:
             raise DatabaseUnreachable(

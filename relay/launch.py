@@ -146,8 +146,9 @@ def serve(settings: Settings, assemble: Assemble) -> ExitCode:
         config.bind.append(f"unix:{settings.uds_path}")
     try:
         sockets = config.create_sockets()
-    except OSError as error:
-        raise ConfigError(f"SPROUT_BIND_ADDR: cannot listen on {' and '.join(config.bind)}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host's
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"SPROUT_BIND_ADDR: cannot listen on {' and '.join(config.bind)}: {reason}") from None
     settings = _with_port(settings, sockets.insecure_sockets[0])
     server = HypercornServer(settings, config, sockets, OuterApp())
     try:

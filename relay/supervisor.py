@@ -166,7 +166,10 @@ async def _run(
                 root.cancel_scope.cancel()
         finally:
             # Whatever ended the root nursery, the shielded worker must not be left without a deadline. The script has
-            # given one already on every orderly way, and the first one counts.
+            # given one already on every orderly way, and the first one counts. The same holds for the watchdog.
+            if stop.is_ready:
+                stop.request("the root nursery was ended")
+            stop.begin_budget()
             relay.drain_audit_until(trio.current_time() + settings.audit_drain_seconds)
             relay.end_input()
 

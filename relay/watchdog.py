@@ -13,6 +13,8 @@ import threading
 import traceback
 from collections.abc import Callable
 
+STACK_CALLS = 12
+
 
 class Watchdog:
     """Armed once, when the budget of the stop begins to run; never disarmed, since a finished process needs none.
@@ -54,13 +56,18 @@ class Watchdog:
             return
         # Neither a lock nor the log machinery: whoever hangs may hold any of them.
         _say(f"relay: still running {seconds:g} s after the stop began, ending the process now\n")
-        for thread_id, frame in sys._current_frames().items():
-            if thread_id != threading.get_ident():
-                _say("".join(traceback.format_stack(frame, limit=-12)))
         try:
             self.before_exit()
+            _show_stacks()
         finally:
             self._leave(exit_code())
+
+
+def _show_stacks() -> None:
+    """Where the other threads are: the innermost calls, since what hangs is there."""
+    for thread_id, frame in sys._current_frames().items():
+        if thread_id != threading.get_ident():
+            _say("".join(traceback.format_stack(frame)[-STACK_CALLS:]))
 
 
 def _say(text: str) -> None:

@@ -32,6 +32,10 @@ from relay.http.services import Services
 _CALLER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _PARAMETER: Final = re.compile(r"<(?:[^:<>]+:)?([^<>]+)>")
 _UNCOUNTED: Final = ("/_", "/health")
+CALLERS_MAX: Final = 100
+
+# The names that are labels already. Of the process, like the registry that holds the labels.
+_callers: set[str] = set()
 
 log = structlog.get_logger(__name__)
 
@@ -79,14 +83,20 @@ async def _count(response: Response) -> Response:
     rule = request.url_rule
     if rule is None or rule.rule.startswith(_UNCOUNTED):
         return response
-    caller = request.headers.get("x-envoy-downstream-service-cluster", "")
-    if _CALLER.fullmatch(caller) is None:
-        caller = "unknown"
+    caller = _caller(request.headers.get("x-envoy-downstream-service-cluster", ""))
     action = _PARAMETER.sub(r"{\1}", rule.rule)
     labels = (str(response.status_code), caller, action)
     metrics.HTTP_REQUESTS.labels(*labels).inc()
     metrics.HTTP_LATENCY_MS.labels(*labels).observe((time.perf_counter() - g.started) * 1000)
     return response
+
+
+def _caller(name: str) -> str:
+    """The label for who says to be calling: every new one is memory for ever, and anybody may invent names."""
+    if _CALLER.fullmatch(name) is None or (name not in _callers and len(_callers) >= CALLERS_MAX):
+        return "unknown"
+    _callers.add(name)
+    return name
 
 
 async def _answer_api_error(error: ApiError) -> Response:

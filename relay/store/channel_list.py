@@ -88,6 +88,8 @@ async def visible(
     `visibility` is compared as text, so one that does not exist matches nothing. `allowed` are the channels that a
     token is restricted to, None = all.
     """
+    if visibility is not None and "\0" in visibility:
+        return []  # PostgreSQL has no text with this character, and would refuse the statement
     rows = await db.fetch(
         _LIST,
         bytes.fromhex(pubkey),
