@@ -73,7 +73,7 @@ ClientMessage: TypeAlias = EventMessage | ReqMessage | CloseMessage | AuthMessag
 # --- client to relay --------------------------------------------------------------------------------------------------
 
 
-def parse_client_message(data: str | bytes) -> ClientMessage:
+def parse_client_message(data: str | bytes, *, filters_max: int = FILTERS_MAX) -> ClientMessage:
     """The message in a text frame, or in a binary one that holds UTF-8. Elements beyond the needed ones are ignored.
 
     Raises:
@@ -91,7 +91,7 @@ def parse_client_message(data: str | bytes) -> ClientMessage:
         case "EVENT":
             return _parse_event_message(message)
         case "REQ":
-            return _parse_req(message)
+            return _parse_req(message, filters_max)
         case "CLOSE":
             return _parse_close(message)
         case "AUTH":
@@ -145,7 +145,7 @@ def _parse_auth(message: list[object]) -> AuthMessage:
         raise InvalidMessage(f"invalid auth event: {error.reason}") from None
 
 
-def _parse_req(message: list[object]) -> ReqMessage:
+def _parse_req(message: list[object], filters_max: int) -> ReqMessage:
     if len(message) < 2:
         raise InvalidMessage("REQ requires sub_id")
     sub_id = message[1]
@@ -156,8 +156,8 @@ def _parse_req(message: list[object]) -> ReqMessage:
     if len(sub_id.encode()) > SUB_ID_BYTES_MAX:
         raise InvalidMessage(f"REQ sub_id exceeds maximum length of {SUB_ID_BYTES_MAX} bytes")
     count = len(message) - 2
-    if count > FILTERS_MAX:
-        raise InvalidMessage(f"REQ contains {count} filters, maximum is {FILTERS_MAX}")
+    if count > filters_max:
+        raise InvalidMessage(f"REQ contains {count} filters, maximum is {filters_max}")
     try:
         return ReqMessage(sub_id, tuple([parse_filter(obj) for obj in message[2:]]))
     except InvalidFilter as error:

@@ -8,7 +8,8 @@ Rules
 1. Access is part of the statement. What the caller may not read takes no place in a page, so a caller with one quiet
    channel is not starved by everybody else's.
 2. Every condition is pushed down. `= ANY($n)` and not `IN (SELECT unnest(...))`, which PostgreSQL plans a thousand
-   times worse; `=` for a single value, because only then an index also gives the order.
+   times worse; `=` for a single value, because only then an index also gives the order. Many tag values are looked up
+   one by one: `&&` compares each with each, and the planner prefers to do that for every row of the table.
 3. Pages continue behind the last row (`created_at DESC, id ASC` is total), never by OFFSET.
 """
 
@@ -25,6 +26,9 @@ from relay.nostr.ids import parse_uuid
 from relay.store.events import tag_key
 
 INT64_MAX: Final = 2**63 - 1
+
+# Up to here `&&` costs nothing to speak of; with 1900 values it took 2.5 s for 200 000 rows, looked up 0.09 s.
+OVERLAP_VALUES_MAX: Final = 16
 
 # Whether a row of this signed JSON, filed under this channel, meets the condition that SQL left open.
 RowCheck: TypeAlias = Callable[[bytes, str | None], bool]
@@ -45,6 +49,12 @@ FROM (SELECT pg_current_snapshot()::text AS snapshot) s
 LEFT JOIN LATERAL ({page}
 ) p ON true
 ORDER BY p.created_at DESC, p.id"""
+
+# OFFSET 0, so that the look-up of one value stays one. A join, not an array: of ids that it does not know beforehand
+# PostgreSQL searches an array from the front for every row.
+_TAGGED_WITH_MANY = """e.id IN (
+    SELECT t.id FROM unnest({keys}::text[]) AS k CROSS JOIN LATERAL (
+      SELECT x.id FROM events x WHERE x.tag_values @> ARRAY[k] AND x.deleted_at IS NULL OFFSET 0) t)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,12 @@ class _Parameters:
         if len(values) == 1:
             return f"{column} = {self.add(values[0])}::{sql_type}"
         return f"{column} = ANY({self.add(values)}::{sql_type}[])"
+
+    def tagged(self, keys: list[str]) -> str:
+        """One of these entries stands in `tag_values`."""
+        if len(keys) <= OVERLAP_VALUES_MAX:
+            return f"e.tag_values && {self.add(keys)}::text[]"
+        return _TAGGED_WITH_MANY.format(keys=self.add(keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +194,13 @@ def _tag(letter: str, values: frozenset[str], parameters: _Parameters) -> list[s
         return None
     tags = [tag_key(letter, value) for value in storable]
     if letter != "h":
-        return [f"e.tag_values && {parameters.add(tags)}::text[]"]
+        return [parameters.tagged(tags)]
     canonical = sorted(value for value in values if parse_uuid(value) == value)
     if len(canonical) == len(values):
         return []  # the condition on the channel says it already; the row check does the rest
     # Another spelling of a channel's id is text like any other: only rows that have it so can match.
     # The tag that names the row's own channel is not in `tag_values`, and rows without any `h` count by channel too.
-    by_tag = f"e.tag_values && {parameters.add(tags)}::text[]"
+    by_tag = parameters.tagged(tags)
     return [f"({by_tag} OR {parameters.one_of('e.channel_id', canonical, 'uuid')})" if canonical else by_tag]
 
 

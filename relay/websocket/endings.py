@@ -28,6 +28,7 @@ class Ending:
 
 AUTH_TIMEOUT: Final = Ending(1008, "authentication timeout", "auth_timeout")
 TOO_BIG: Final = Ending(1009, "message too big", "too_big")
+FRAGMENTS: Final = Ending(1008, "too many fragments", "too_big", abrupt=True)
 INTERNAL_ERROR: Final = Ending(1011, "internal error", "error")
 # Going away, as a browser tab that closes: nobody is there to read it, most likely.
 PING_TIMEOUT: Final = Ending(1001, "ping timeout", "pings", abrupt=True)

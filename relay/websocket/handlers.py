@@ -41,7 +41,7 @@ _FAILED: Final = Outcome.refused(INTERNAL_ERROR)
 async def handle(session: Session, text: str) -> None:
     """One message, whatever it says. Raises trio.BrokenResourceError when the connection is ending."""
     try:
-        message = messages.parse_client_message(text)
+        message = messages.parse_client_message(text, filters_max=session.services.settings.max_filters)
     except InvalidMessage as invalid:
         await session.put(messages.notice(invalid.notice))
         return

@@ -50,8 +50,12 @@ log = structlog.get_logger(__name__)
 PING_FRAME = ws_frame(b"", opcode=9)
 # The third tick without an answer to the two pings before it: the original's rule, about 60 s with its 30 s period.
 UNANSWERED_PINGS_MAX = 2
-# trio-websocket's buffer for one read: most messages come in one piece.
-RECEIVE_BYTES = 16 << 10
+# trio-websocket's buffer for one read; most messages come in one piece. The smallest frames (a pong has six bytes) it
+# handles without a checkpoint to the end of a read: 16 KiB of them held up everybody for 25 ms.
+RECEIVE_BYTES = 4 << 10
+# A client that cuts the longest message into pieces of 32 bytes needs as many. trio-websocket keeps every piece until
+# the last has come and looks only at their size: pieces without any would pile up for ever.
+FRAGMENTS_MAX = 4096
 # How many messages are handled between two looks at what waits for the client.
 OUTBOUND_LOOK_MESSAGES = 32
 
@@ -138,6 +142,7 @@ class Session:
             before_too_big=self._before_too_big,
             # trio-websocket would wait for ever for a request that cannot come any more.
             on_end=self._handshake.cancel,
+            before_read=self._before_read,
             discard_seconds=settings.close_seconds,
         )
         self._handshake.deadline = trio.current_time() + settings.handshake_seconds
@@ -204,6 +209,12 @@ class Session:
         queued, settings = self.outbound.statistics(), self.services.settings
         if queued.queued_frames * 2 > settings.send_buffer or queued.queued_bytes * 2 > settings.send_buffer_bytes:
             await self.outbound.wait_send_all_might_not_block()
+
+    def _before_read(self) -> None:
+        """The reader has taken in all that came so far."""
+        if self._open and len(parts := self._websocket._message_parts) > FRAGMENTS_MAX:
+            parts.clear()  # they go on coming until the Close is out
+            self.end(endings.FRAGMENTS)
 
     async def _before_too_big(self) -> None:
         """A Close forfeits what waits, so first the client gets what it has earned, and is told why."""
@@ -285,6 +296,8 @@ class Session:
         silent = self._transport.waiting and not self._transport.heard and self.outbound.last_progress < self._last_tick
         self._transport.heard = False
         self._last_tick = now
+        if self.outbound.statistics().queued_bytes:
+            return  # a ping would wait behind the rest; whether the peer takes that is watched more closely than this
         if not silent:
             self._unanswered_pings = 0
         elif self._unanswered_pings >= UNANSWERED_PINGS_MAX:

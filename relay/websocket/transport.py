@@ -13,14 +13,19 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from relay.fanout.outbound import Outbound
+from relay.websocket.endings import TOO_BIG
 
 # The first four bytes of an unfragmented Close frame that carries 1009 depend only on its length, at index 1.
-_CLOSE_HEAD = 0x88
+_CLOSE_HEAD = b"\x88"
 _TOO_BIG = (1009).to_bytes(2, "big")
+# The reasons that trio-websocket and `endings` give. A Close 1009 with another one answers the peer's own, which found
+# a message of ours too long.
+_OUR_REASONS = (b"Exceeded maximum message size", TOO_BIG.reason.encode())
 
 
 class Transport(trio.abc.Stream):
-    """Wraps an `Outbound`; `before_too_big` runs before a Close 1009 leaves, `on_end` once when the input has ended."""
+    """Wraps an `Outbound`; `before_too_big` runs before a Close 1009 leaves, `on_end` once when the input has ended,
+    `before_read` whenever the reader asks for more."""
 
     def __init__(
         self,
@@ -29,12 +34,14 @@ class Transport(trio.abc.Stream):
         *,
         before_too_big: Callable[[], Awaitable[None]],
         on_end: Callable[[], None],
+        before_read: Callable[[], None],
         discard_seconds: float,
     ) -> None:
         self._stream = stream
         self._outbound = outbound
         self._before_too_big = before_too_big
         self._on_end: Callable[[], None] | None = on_end
+        self._before_read = before_read
         self._discard_seconds = discard_seconds
         self._discarding = False
         # The reader stands in `receive_some`: silence is the peer's. Otherwise we are the ones who do not listen.
@@ -46,6 +53,7 @@ class Transport(trio.abc.Stream):
         if self._discarding:
             await self._discard()
             return b""
+        self._before_read()
         self.waiting = True
         try:
             data = await self._outbound.receive_some(max_bytes)
@@ -60,8 +68,9 @@ class Transport(trio.abc.Stream):
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        frame = bytes(data[:4])
-        if len(frame) == 4 and frame[0] == _CLOSE_HEAD and frame[2:] == _TOO_BIG and not self._discarding:
+        frame = bytes(data[:64])
+        refuses = frame[:1] == _CLOSE_HEAD and frame[2:4] == _TOO_BIG and frame[4:].startswith(_OUR_REASONS)
+        if refuses and not self._discarding:
             # The rest of the message is still coming: closing the socket with unread input would make the kernel send
             # a reset, which can overtake the Close. So it is read and thrown away until the client has seen the Close.
             self._discarding = True

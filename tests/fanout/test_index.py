@@ -311,6 +311,33 @@ sub_ids = st.sampled_from(["a", "b", "c"])
 scopes = st.none() | st.frozensets(st.sampled_from([X, Y]), min_size=1)
 
 
+def test_too_many_kinds_stand_as_a_wildcard_and_still_match_exactly():
+    index = SubscriptionIndex()
+    many = frozenset(range(20_000))
+    subscribe(index, 1, "global", Filter(kinds=many))
+    subscribe(index, 1, "channels", Filter(kinds=frozenset(range(600))), channels=[X, Y])
+    assert index.statistics().index_keys <= 2
+    assert reached(index, event(19_999)) == [(1, "global")]
+    assert reached(index, event(20_000)) == []
+    assert reached(index, event(599), channel=Y) == [(1, "channels")]
+    assert reached(index, event(600), channel=Y) == []
+    index.remove_connection(1)
+    assert_empty(index)
+
+
+def test_the_cost_of_a_connection_is_what_its_subscriptions_hold():
+    index = SubscriptionIndex()
+    assert index.cost(1) == 0
+    subscribe(index, 1, "a", Filter(authors=frozenset(AUTHORS), tags={"e": frozenset("xyz")}))
+    assert index.cost(1) == 1 + 5 + 1
+    subscribe(index, 1, "b", kinds(1, 2, channel=X), channels=[X, Y])
+    assert index.cost(1) == 7 + 1 + 3 + 4
+    index.remove(1, "a")
+    assert index.cost(1) == 8
+    assert index.cost(2) == 0
+    index.remove_connection(1)
+
+
 class IndexMachine(RuleBasedStateMachine):
     """Every operation is done on the index and on a list that is searched from end to end."""
 

@@ -306,3 +306,51 @@ async def test_the_gauge_follows(relay: RelayUnderTest) -> None:
     for client in clients:
         await client.websocket.aclose()
     await wait_until(lambda: active() == before)
+
+
+# -- what the library lets pass ----------------------------------------------------------------------------------------
+
+MASKED_EMPTY = b"\x80\0\0\0\0"  # length and mask of a client's frame without payload
+FIRST_FRAGMENT, NEXT_FRAGMENT, LAST_FRAGMENT = b"\x01", b"\x00", b"\x80"
+
+
+async def test_a_message_of_endless_empty_fragments(relay: RelayUnderTest) -> None:
+    client = await relay.connect(ALICE)
+    session = session_of(relay)
+    await client.stream.send_all(FIRST_FRAGMENT + MASKED_EMPTY + (NEXT_FRAGMENT + MASKED_EMPTY) * 20_000)
+    assert await client.closed() == (1008, "too many fragments")
+    await wait_until(lambda: not relay.endpoint.connections)
+    assert len(session._websocket._message_parts) < 10_000
+
+
+async def test_a_message_in_many_fragments_is_read(relay: RelayUnderTest) -> None:
+    client = await relay.connect(ALICE)
+    fragments = [NEXT_FRAGMENT + b"\x81\0\0\0\0" + bytes([byte]) for byte in b'["CLOSE","' + b"x" * 1000 + b'"]']
+    await client.stream.send_all(FIRST_FRAGMENT + MASKED_EMPTY + b"".join(fragments) + LAST_FRAGMENT + MASKED_EMPTY)
+    assert await client.receive() == ["CLOSED", "x" * 1000, ""]
+
+
+async def test_a_peer_that_closes_because_of_our_size_is_not_told_off(relay: RelayUnderTest) -> None:
+    client = await relay.connect(ALICE)
+    before = closes("too_big")
+    await client.stream.send_all(b"\x88\x82\0\0\0\0" + (1009).to_bytes(2, "big"))
+    assert await client.closed() == (1009, None)
+    assert client.frames == []
+    await wait_until(lambda: not relay.endpoint.connections)
+    assert closes("too_big") == before
+
+
+async def test_a_ping_does_not_end_a_client_that_is_busy_reading(migrated_dsn: str) -> None:
+    def prepare(stream: trio.SocketStream) -> None:
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+
+    async with serving(migrated_dsn, prepare=prepare, send_buffer_bytes=65536) as relay:
+        client = await relay.connect(ALICE, receive_buffer=8192)
+        session = session_of(relay)
+        text = "x" * 1_000_000  # a put takes a message of any size
+        await session.put(orjson.dumps(["NOTICE", text]))
+        for _ in range(4):
+            session.tick(trio.current_time())
+        assert await client.receive() == ["NOTICE", text]
+        await client.send("CLOSE", "s")
+        assert await client.receive() == ["CLOSED", "s", ""]

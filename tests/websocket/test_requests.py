@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from relay.store.events import Row, insert_batch
+from relay.websocket import requests
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, fields, message, serving
 
@@ -118,6 +119,32 @@ async def test_the_number_of_subscriptions_is_bounded(migrated_dsn: str) -> None
         await client.send("CLOSE", "a")
         await client.receive()
         assert await client.request("d", {"kinds": [1]}) == []
+
+
+async def test_the_number_of_filters_is_a_setting(migrated_dsn: str) -> None:
+    async with serving(migrated_dsn, max_filters=12) as relay:
+        client = await relay.connect(ALICE)
+        assert await client.request("a", *[{"kinds": [1]}] * 12) == []
+        await client.send("REQ", "a", *[{"kinds": [1]}] * 13)
+        detail = "REQ contains 13 filters, maximum is 12"
+        assert await client.receive() == ["NOTICE", f"invalid message: Invalid message format: {detail}"]
+
+
+async def test_the_memory_of_subscriptions_is_bounded(relay: RelayUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "COST_MAX", 100)
+    client = await relay.connect(ALICE)
+    few, many = {"kinds": [1], "#t": [str(number) for number in range(40)]}, [str(number) for number in range(100)]
+    await client.request("a", few)
+    await client.request("b", few)
+    await client.send("REQ", "c", few)
+    assert await client.receive() == ["CLOSED", "c", "error: too many subscriptions"]
+    await client.request("a", few)  # what it replaces does not count
+    await client.send("CLOSE", "a")
+    await client.receive()
+    await client.request("c", few)
+    await client.send("REQ", "c", {"kinds": [1], "#t": many})
+    assert await client.receive() == ["CLOSED", "c", "error: too many subscriptions"]
+    await client.request("a", few)
 
 
 async def test_a_subscription_about_several_channels_is_live_in_each(relay: RelayUnderTest) -> None:
