@@ -32,9 +32,10 @@ async def open_listeners(host: str, port: int, variable: str) -> list[trio.Socke
     """Take the port. Raises ConfigError, which names the setting `variable`."""
     try:
         return await trio.open_tcp_listeners(port, host=host)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host's
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{variable}: cannot listen on {host}:{port}: {error.strerror or error}. Choose another, or 0 for none."
+            f"{variable}: cannot listen on {host}:{port}: {reason}. Choose another, or 0 for none."
         ) from error
 
 

@@ -160,18 +160,25 @@ async def _run(
                     _settle_collector()
                 assert not any(ended.is_set() for ended in (audit_ended, http_ended, *workers_ended))
                 stop.ready()
-                relay.announce(addresses)
                 ends = Ends(accepting_ends, http_ended, workers_ended, audit_ended, timers)
-                await run_script(stop, settings, relay, ends)
+                await _serve(stop, settings, relay, addresses, ends)
                 root.cancel_scope.cancel()
         finally:
             # Whatever ended the root nursery, the shielded worker must not be left without a deadline. The script has
             # given one already on every orderly way, and the first one counts. The same holds for the watchdog.
-            if stop.is_ready:
-                stop.request("the root nursery was ended")
             stop.begin_budget()
             relay.drain_audit_until(trio.current_time() + settings.audit_drain_seconds)
             relay.end_input()
+
+
+async def _serve(stop: Stop, settings: Settings, relay: Relay, addresses: Sequence[str], ends: Ends) -> None:
+    try:
+        relay.announce(addresses)
+        await run_script(stop, settings, relay, ends)
+    finally:
+        # A fault here, or cancellation, ends the tasks too: it is not theirs, and readiness goes off first.
+        if not stop.requested.is_set():
+            stop.request("a fault outside of every task, or cancellation")
 
 
 def _settle_collector() -> None:

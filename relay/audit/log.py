@@ -26,8 +26,9 @@ from typing import Any
 import structlog
 
 from relay.asyncpg_trio import Connection
-from relay.audit.chain import GENESIS, ChainedEntry, Head, link
+from relay.audit.chain import GENESIS, HASH_BYTES, ChainedEntry, Head, link
 from relay.audit.entry import Entry
+from relay.errors import ChainBroken
 
 BATCH_ENTRIES_MAX = 256
 # "relayaud" in ASCII; not the original's number, so that both can share a server during a migration.
@@ -45,6 +46,8 @@ SELECT pg_advisory_xact_lock({ADVISORY_LOCK});
 """
 
 _HEAD = "SELECT seq, hash FROM audit_log ORDER BY seq DESC LIMIT 1"
+
+_BELOW_FIRST = "SELECT min(seq) AS first, count(*) AS rows FROM audit_log WHERE seq < 1"
 
 _FIELDS = "uuid::text AS uuid, time_us, action, actor, event_id, kind, channel_id::text AS channel_id, metadata"
 
@@ -122,9 +125,28 @@ async def chain_outbox(con: Connection, *, entries_max: int = BATCH_ENTRIES_MAX)
 
 
 async def read_head(con: Connection) -> Head:
-    """The last row's place and hash; `GENESIS` for an empty log."""
+    """The last row's place and hash; `GENESIS` for an empty log.
+
+    Raises:
+        ChainBroken: the last row is one that nothing can be chained to.
+    """
+    seq, digest = await read_end(con)
+    if seq < 0 or len(digest) != HASH_BYTES:
+        raise ChainBroken(f"nothing can follow the last row of the audit log, seq {seq}")
+    return Head(seq, digest)
+
+
+async def read_end(con: Connection) -> tuple[int, bytes]:
+    """As `read_head`, whatever stands there: for verifying."""
     row = await con.fetchrow(_HEAD)
-    return GENESIS if row is None else Head(row["seq"], row["hash"])
+    return (GENESIS.seq, GENESIS.hash) if row is None else (row["seq"], row["hash"] or b"")
+
+
+async def below_first(con: Connection) -> tuple[int, int] | None:
+    """Rows in places that no entry ever had: the first such place and how many there are; None if there are none."""
+    row = await con.fetchrow(_BELOW_FIRST)
+    assert row is not None, "an aggregate has one row"
+    return (row["first"], row["rows"]) if row["rows"] else None
 
 
 async def read_rows(con: Connection, after_seq: int, to_seq: int, rows_max: int) -> list[ChainedEntry]:
@@ -172,7 +194,9 @@ def entry_of(row: Any) -> Entry:
 
 
 def chained_of(row: Any) -> ChainedEntry:
-    return ChainedEntry(row["seq"], entry_of(row), row["version"], row["prev_hash"], row["hash"], row["v1_time"])
+    # Only a row that somebody tampered with has no hash; for whoever verifies, that is one of the wrong length.
+    prev_hash, digest = row["prev_hash"] or b"", row["hash"] or b""
+    return ChainedEntry(row["seq"], entry_of(row), row["version"], prev_hash, digest, row["v1_time"])
 
 
 def _place(row: Any) -> int:

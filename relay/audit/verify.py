@@ -17,7 +17,7 @@ import trio
 
 from relay.asyncpg_trio import Connection
 from relay.audit import log, outbox
-from relay.audit.chain import GENESIS, Head, recompute
+from relay.audit.chain import GENESIS, HASH_BYTES, Head, recompute
 from relay.audit.walk import Fault, Walk
 from relay.errors import AuditError, ChainBroken
 
@@ -107,12 +107,14 @@ async def verify(
     if first < 1 or (to_seq is not None and to_seq < first):
         raise AuditError(f"not a range of the log: {from_seq} to {to_seq}")
     # Rows behind the head as it is now are not waited for: they are the next run's.
-    head = await log.read_head(con)
-    last = max(head.seq, first - 1) if to_seq is None else to_seq
+    head_seq, head_hash = await log.read_end(con)
+    last = max(head_seq, first - 1) if to_seq is None else to_seq
     walk, anchor = await _start(con, first)
-    if from_seq is not None and to_seq is None and head.seq < first:
+    if first == 1 and (below := await log.below_first(con)) is not None:
+        walk.outside(*below)
+    if from_seq is not None and to_seq is None and head_seq < first:
         walk.missing(first, first)
-    await _walk_rows(con, walk, first, min(last, head.seq), window_rows, progress)
+    await _walk_rows(con, walk, first, min(last, head_seq), window_rows, progress)
     if walk.head.seq < last:
         walk.missing(walk.head.seq + 1, last)
     return VerifyReport(
@@ -120,8 +122,8 @@ async def verify(
         last_seq=last,
         rows=walk.rows,
         anchor=anchor,
-        head_seq=head.seq,
-        head_hash=head.hash.hex(),
+        head_seq=head_seq,
+        head_hash=head_hash.hex(),
         outbox_rows=await outbox.count(con),
         faults=tuple(walk.faults),
         faults_total=walk.faults_total,
@@ -134,12 +136,12 @@ async def verify_head(con: Connection) -> Head:
     Raises:
         ChainBroken: no. Chaining on would bury the damage under good rows.
     """
-    head = await log.read_head(con)
-    first = max(1, head.seq - TAIL_ROWS + 1)
-    report = await verify(con, from_seq=first, to_seq=head.seq) if head.seq else None
-    if report is not None and report.fault is not None:
-        raise ChainBroken(f"the audit log is damaged near its end: {report.fault}")
-    return head
+    head_seq, _ = await log.read_end(con)
+    if head_seq > 0:
+        report = await verify(con, from_seq=max(1, head_seq - TAIL_ROWS + 1), to_seq=head_seq)
+        if report.fault is not None:
+            raise ChainBroken(f"the audit log is damaged near its end: {report.fault}")
+    return await log.read_head(con)
 
 
 async def _walk_rows(
@@ -169,6 +171,8 @@ async def _start(con: Connection, first: int) -> tuple[Walk, str]:
         walk.missing(first - 1, first - 1)
         return walk, "none"
     before = rows[0]
+    if len(before.hash) != HASH_BYTES:
+        return Walk(Head(before.seq, GENESIS.hash), linked=False), "none"
     try:
         sound = recompute(before) == before.hash
     except AuditError:

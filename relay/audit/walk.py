@@ -18,6 +18,9 @@ from relay.errors import AuditError
 # A log replaced as a whole must not fill the memory with its faults; they are still counted.
 FAULTS_KEPT_MAX = 100
 
+# What hashing a row can raise. The others than ours: columns that were given another type hold anything.
+_UNFIT = (AuditError, AttributeError, OverflowError, TypeError, ValueError)
+
 
 class FaultKind(StrEnum):
     """What is wrong with a row, or with the place where one should be."""
@@ -62,6 +65,10 @@ class Walk:
         assert first <= last
         self._note(FaultKind.GAP, first, f"{last - first + 1} missing, seq {first} to {last}")
 
+    def outside(self, first: int, count: int) -> None:
+        """Note rows in places that no entry ever had, which `feed` does not get."""
+        self._note(FaultKind.MALFORMED, first, f"{count} rows stand before the first place of the log")
+
     def _check(self, row: ChainedEntry) -> None:
         if len(row.hash) != HASH_BYTES or len(row.prev_hash) != HASH_BYTES:
             self._note(FaultKind.MALFORMED, row.seq, "a hash does not have 32 bytes")
@@ -101,7 +108,7 @@ class Walk:
         self._version = max(self._version, row.version)
         try:
             computed = recompute(row)
-        except AuditError as error:
+        except _UNFIT as error:
             self._note(FaultKind.MALFORMED, row.seq, str(error))
             return
         if computed != row.hash:

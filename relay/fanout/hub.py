@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -164,8 +165,8 @@ class Hub:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The fan-out task. Owner: root nursery; ends when the queue's send ends are closed."""
         task_status.started()
-        # Closed at the end, however it comes: who dispatches to a dead task must not wait for it.
-        async with self._batches_out:
+        batches: list[Batch] = []
+        try:
             async for first in self._batches_out:
                 batches, events = [first], len(first.items)
                 while events < PASS_EVENTS_MAX:
@@ -176,6 +177,19 @@ class Hub:
                     batches.append(batch)
                     events += len(batch.items)
                 await self._pass(batches)
+        finally:
+            self._end(batches)
+
+    def _end(self, batches: list[Batch]) -> None:
+        """However the task ends: nobody waits for it any longer, and nobody hands it anything. Where it died, nothing
+        is delivered to anybody any more, so that who waits for an eviction may take it as passed."""
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                batches.append(self._batches_out.receive_nowait())
+        for batch in batches:
+            if batch.passed is not None:
+                batch.passed.set()
+        self._batches_out.close()
 
     async def _pass(self, batches: list[Batch]) -> None:
         started = time.perf_counter()

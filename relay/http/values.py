@@ -74,7 +74,8 @@ class Query:
         digits = value.removeprefix("+")
         if not (digits.isascii() and digits.isdigit()):
             raise _bad_query(f"{key}: invalid digit found in string")
-        if len(digits.lstrip("0")) > 10 or int(digits) > U32_MAX:
+        digits = digits.lstrip("0") or "0"  # Python reads no more than 4300 digits, zeros included
+        if len(digits) > 10 or int(digits) > U32_MAX:
             raise _bad_query(f"{key}: number too large to fit in target type")
         return int(digits)
 

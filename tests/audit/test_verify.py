@@ -130,6 +130,20 @@ class TestTampering:
               "ALTER TABLE audit_log DROP CONSTRAINT audit_log_prev_hash_key",
               "INSERT INTO audit_log SELECT * FROM audit_log WHERE seq = 4"],
              [(FaultKind.DUPLICATE, 4)]),
+            (["ALTER TABLE audit_log DROP CONSTRAINT audit_log_seq_check",
+              "ALTER TABLE audit_log DROP CONSTRAINT audit_log_uuid_key",
+              "ALTER TABLE audit_log DROP CONSTRAINT audit_log_prev_hash_key",
+              "CREATE TABLE forged AS SELECT * FROM audit_log WHERE seq = 1", "UPDATE forged SET seq = -1",
+              "INSERT INTO audit_log SELECT * FROM forged"],
+             [(FaultKind.MALFORMED, -1)]),
+            (["ALTER TABLE audit_log ALTER COLUMN hash DROP NOT NULL",
+              "UPDATE audit_log SET hash = NULL WHERE seq = 10"], [(FaultKind.MALFORMED, 10)]),
+            (["ALTER TABLE audit_log DROP CONSTRAINT audit_log_hash_check",
+              "UPDATE audit_log SET hash = '' WHERE seq = 10"], [(FaultKind.MALFORMED, 10)]),
+            (["ALTER TABLE audit_log ALTER COLUMN prev_hash DROP NOT NULL",
+              "UPDATE audit_log SET prev_hash = NULL WHERE seq = 10"], [(FaultKind.MALFORMED, 10)]),
+            (["ALTER TABLE audit_log ALTER COLUMN kind TYPE numeric", "UPDATE audit_log SET kind = 0.5 WHERE seq = 10"],
+             [(FaultKind.MALFORMED, 10)]),
         ],
     )  # fmt: skip
     async def test_is_found_and_located(self, con, statements, faults):
@@ -140,6 +154,13 @@ class TestTampering:
         assert not report.ok
         assert str(report.fault) in report.summary()
         assert "BROKEN" in report.summary()
+
+    async def test_a_range_behind_a_row_without_a_hash(self, con):
+        await fill(con, 10)
+        await tamper(con, "ALTER TABLE audit_log ALTER COLUMN hash DROP NOT NULL",
+                     "UPDATE audit_log SET hash = NULL WHERE seq = 4")  # fmt: skip
+        report = await verify(con, from_seq=5)
+        assert (report.anchor, report.ok) == ("none", True)
 
     async def test_a_cut_tail_shows_only_in_the_head(self, con):
         await fill(con, 10)
@@ -165,10 +186,11 @@ class TestAtStart:
         assert await verify_head(con) == await read_head(con)
 
     @pytest.mark.parametrize("statement", ["UPDATE audit_log SET metadata = '' WHERE seq = 30",
-                                           "DELETE FROM audit_log WHERE seq = 29"])  # fmt: skip
+                                           "DELETE FROM audit_log WHERE seq = 29",
+                                           "UPDATE audit_log SET hash = '' WHERE seq = 30"])  # fmt: skip
     async def test_damage_near_the_end_is_refused(self, con, statement):
         await fill(con, 30)
-        await tamper(con, statement)
+        await tamper(con, "ALTER TABLE audit_log DROP CONSTRAINT audit_log_hash_check", statement)
         with pytest.raises(ChainBroken, match="damaged near its end"):
             await verify_head(con)
 

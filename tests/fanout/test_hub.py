@@ -472,3 +472,21 @@ async def test_who_dispatches_to_a_dead_fan_out_is_told() -> None:
         await hub.run()
     with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
         await send(Batch([]))
+
+
+async def test_nobody_waits_for_a_fan_out_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def die(batches: list[Batch]) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("died")
+
+    hub = Hub(lambda _: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(hub, "_pass", die)
+    dispatcher = hub.dispatcher()
+    batches = [Batch([Left(CHANNEL, BOB.pubkey)] * 100, trio.Event()) for _ in range(3)]
+    for batch in batches:
+        dispatcher.send_nowait(batch)
+    with pytest.raises(RuntimeError, match="died"):
+        await hub.run()
+    assert all(batch.passed.is_set() for batch in batches)
+    with pytest.raises(trio.BrokenResourceError):
+        dispatcher.send_nowait(batches[0])

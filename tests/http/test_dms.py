@@ -271,6 +271,7 @@ async def test_cursors(rig: Rig) -> None:
         ("limit=-1", "limit: invalid digit found in string"),
         ("limit=", "limit: cannot parse integer from empty string"),
         ("limit=4294967296", "limit: number too large to fit in target type"),
+        ("limit=" + "9" * 5000, "limit: number too large to fit in target type"),
         ("limit=1&limit=2", "duplicate field `limit`"),
     ],
 )
@@ -287,7 +288,7 @@ async def test_the_list_is_capped_and_costs_three_statements(rig: Rig) -> None:
         "INSERT INTO channel_members (channel_id, pubkey) SELECT id, $1 FROM made",
         bytes.fromhex(me.public_hex),
     )
-    for query, length in (("", 50), ("?limit=4294967295", 200), ("?limit=%2B3", 3)):
+    for query, length in (("", 50), ("?limit=4294967295", 200), ("?limit=%2B3", 3), ("?limit=" + "0" * 5000 + "3", 3)):
         token = await rig.mint(me, ["messages:read"])
         rig.statements.clear()
         found = (await rig.get(f"/api/dms{query}", token=token)).json
