@@ -99,6 +99,11 @@ class Directory:
         """After a change of the channel's own record."""
         self._channels.invalidate(channel_id)
 
+    def invalidate_access(self, channel_id: str, pubkey: str) -> None:
+        """After anything that lets the key into the channel or keeps it out: its membership, or the channel itself."""
+        self.invalidate_membership(channel_id, pubkey)
+        self.invalidate_channel(channel_id)
+
     def invalidate_accessible_all(self) -> None:
         """After an open channel came or went, which changes everybody's list."""
         self._accessible.clear()

@@ -11,7 +11,7 @@ Pure: no clock and no randomness; `time_us` and `uuid` are arguments.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -124,6 +124,20 @@ def new_entry(
     if len(text.encode()) > METADATA_BYTES_MAX:
         raise AuditError(f"metadata is longer than {METADATA_BYTES_MAX} bytes")
     return Entry(uuid, time_us, Action(action).value, actor, event_id, kind, channel_id, text)
+
+
+def columns(entries: Sequence[Entry]) -> tuple[list[Any], ...]:
+    """The fields of all entries as lists, in the order of the columns that outbox and log share (uuid to metadata)."""
+    return (
+        [entry.uuid for entry in entries],
+        [entry.time_us for entry in entries],
+        [entry.action for entry in entries],
+        [entry.actor for entry in entries],
+        [entry.event_id for entry in entries],
+        [entry.kind for entry in entries],
+        [entry.channel_id for entry in entries],
+        [entry.metadata for entry in entries],
+    )
 
 
 def canonical_json(value: object) -> str:

@@ -27,7 +27,7 @@ import structlog
 
 from relay.asyncpg_trio import Connection
 from relay.audit.chain import GENESIS, HASH_BYTES, ChainedEntry, Head, link
-from relay.audit.entry import Entry
+from relay.audit.entry import Entry, columns
 from relay.errors import ChainBroken
 
 BATCH_ENTRIES_MAX = 256
@@ -161,18 +161,10 @@ async def next_seq(con: Connection, after_seq: int, to_seq: int) -> int:
 
 async def insert_rows(con: Connection, rows: Sequence[ChainedEntry]) -> None:
     """Write chained rows of version 2 in one statement."""
-    entries = [row.entry for row in rows]
     await con.execute(
         _INSERT,
         [row.seq for row in rows],
-        [entry.uuid for entry in entries],
-        [entry.time_us for entry in entries],
-        [entry.action for entry in entries],
-        [entry.actor for entry in entries],
-        [entry.event_id for entry in entries],
-        [entry.kind for entry in entries],
-        [entry.channel_id for entry in entries],
-        [entry.metadata for entry in entries],
+        *columns([row.entry for row in rows]),
         [row.version for row in rows],
         [row.prev_hash for row in rows],
         [row.hash for row in rows],

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.asyncpg_trio import Connection
-from relay.audit.entry import Entry
+from relay.audit.entry import Entry, columns
 
 _INSERT = """
 INSERT INTO audit_outbox (uuid, time_us, action, actor, event_id, kind, channel_id, metadata)
@@ -46,17 +46,7 @@ async def insert(con: Connection, entries: Sequence[Entry]) -> None:
     """
     if not entries:
         return
-    await con.execute(
-        _INSERT,
-        [entry.uuid for entry in entries],
-        [entry.time_us for entry in entries],
-        [entry.action for entry in entries],
-        [entry.actor for entry in entries],
-        [entry.event_id for entry in entries],
-        [entry.kind for entry in entries],
-        [entry.channel_id for entry in entries],
-        [entry.metadata for entry in entries],
-    )
+    await con.execute(_INSERT, *columns(entries))
 
 
 async def count(con: Connection) -> int:

@@ -216,8 +216,7 @@ class CommitTask:
             else:
                 # Membership or channel went after admission; what the caches said is over.
                 assert admission.channel_id is not None
-                self._directory.invalidate_membership(admission.channel_id, admission.caller.pubkey)
-                self._directory.invalidate_channel(admission.channel_id)
+                self._directory.invalidate_access(admission.channel_id, admission.caller.pubkey)
                 outcome = Outcome.refused(NOT_MEMBER)
             submission.resolve(outcome)
         _flush(part)

@@ -289,8 +289,7 @@ async def _check_last_owner(effect: Effect, channel_id: str, current: str | None
 
 
 def _membership_changed(effect: Effect, channel_id: str, pubkey: str) -> None:
-    effect.invalidations.append(lambda directory: directory.invalidate_membership(channel_id, pubkey))
-    effect.invalidations.append(lambda directory: directory.invalidate_channel(channel_id))
+    effect.invalidations.append(lambda directory: directory.invalidate_access(channel_id, pubkey))
 
 
 HANDLERS: dict[int, Callable[[Effect, Admission], Awaitable[Outcome]]] = {

@@ -151,8 +151,7 @@ class Ingest:
             outcome = await self._run(apply, admission.caller.pubkey, admission.time_us)
         if outcome.refusal is NOT_MEMBER and admission.channel_id is not None:
             # The transaction knew better than the caches that let it in.
-            self._directory.invalidate_membership(admission.channel_id, admission.caller.pubkey)
-            self._directory.invalidate_channel(admission.channel_id)
+            self._directory.invalidate_access(admission.channel_id, admission.caller.pubkey)
         measure.ended(admission, outcome)
         return outcome
 

@@ -283,8 +283,9 @@ async def test_unknown_channels_are_delivered_to_nobody_until_loaded() -> None:
         await bob.receive_nothing()
 
 
-async def test_a_store_that_cannot_be_asked_is_an_error_and_then_forgotten(autojump_clock: Any) -> None:
-    answers: list[Any] = [StoreError("away"), {CHANNEL: OPEN}]
+def failing_once(found: Mapping[str, Audience]) -> Any:
+    """A load that fails the first time and finds this the second."""
+    answers: list[Any] = [StoreError("away"), found]
 
     async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
         answer = answers.pop(0)
@@ -292,8 +293,12 @@ async def test_a_store_that_cannot_be_asked_is_an_error_and_then_forgotten(autoj
             raise answer
         return answer
 
+    return load
+
+
+async def test_a_store_that_cannot_be_asked_is_an_error_and_then_forgotten(autojump_clock: Any) -> None:
     out, batches = trio.open_memory_channel[Batch](10)
-    audiences = Audiences(load, capacity=10, in_use=lambda _: False)
+    audiences = Audiences(failing_once({CHANNEL: OPEN}), capacity=10, in_use=lambda _: False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audiences.run_loader, out)
         with pytest.raises(StoreError):
@@ -410,16 +415,8 @@ async def test_a_reload_during_a_load_keeps_what_waits_and_believes_the_later_an
 
 async def test_a_load_that_failed_once_is_no_error_when_it_succeeds(autojump_clock: Any) -> None:
     """A channel that is in use is loaded again; whoever asks meanwhile gets the second answer."""
-    answers: list[Any] = [StoreError("away"), {CHANNEL: OPEN}]
-
-    async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
     out, batches = trio.open_memory_channel[Batch](10)
-    audiences = Audiences(load, capacity=10, in_use=lambda _: True)
+    audiences = Audiences(failing_once({CHANNEL: OPEN}), capacity=10, in_use=lambda _: True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audiences.run_loader, out)
         with pytest.raises(StoreError):
