@@ -86,6 +86,19 @@ class Settings(BaseSettings):
         "Development only: trust the `X-Pubkey` header on loopback connections that came through no proxy.",
     )
 
+    okta_issuer: str = _setting("", "OKTA_ISSUER", "Issuer (`iss`) of JSON Web Tokens; empty = they are refused.")
+    okta_audience: str = _setting("", "OKTA_AUDIENCE", "Audience (`aud`) that a JSON Web Token must name.")
+    okta_jwks_uri: str = _setting("", "OKTA_JWKS_URI", "Where the keys of the issuer are fetched (JWKS).")
+    okta_pubkey_claim: str = _setting("nostr_pubkey", "OKTA_PUBKEY_CLAIM", "Claim that names the Nostr key.")
+    jwks_seconds: float = _seconds(300, "SPROUT_JWKS_SECONDS", "How long fetched keys are used before the next look.")
+    token_check_seconds: float = _setting(
+        10,
+        "SPROUT_TOKEN_CHECK_SECONDS",
+        "Longest time until a revoked token is noticed without a notice.",
+        gt=0,
+        le=3600,
+    )
+
     # -- limits ------------------------------------------------------------------------------------------------------
     max_connections: int = _setting(10_000, "SPROUT_MAX_CONNECTIONS", "Most WebSocket connections.", ge=1)
     max_frame_bytes: int = _setting(131_072, "SPROUT_MAX_FRAME_BYTES", "Largest inbound message.", ge=1024)
@@ -112,6 +125,32 @@ class Settings(BaseSettings):
     handshake_seconds: float = _seconds(10, "SPROUT_HANDSHAKE_SECONDS", "Time for a request head or a handshake.")
     ephemeral_ttl_override: int | None = _setting(
         None, "SPROUT_EPHEMERAL_TTL_OVERRIDE", "Replaces the TTL (seconds) of every ephemeral channel.", gt=0
+    )
+
+    reaper_seconds: float = _setting(
+        60,
+        "SPROUT_REAPER_INTERVAL_SECS",
+        "Period of the look for channels and events whose time is over.",
+        gt=0,
+        le=86_400,
+    )
+    presence_seconds: float = _setting(90, "SPROUT_PRESENCE_SECONDS", "Life of a presence status.", gt=0, le=86_400)
+    media_base_url: str = _setting(
+        "", "SPROUT_MEDIA_BASE_URL", "Where uploaded media are found; empty = /media under RELAY_URL."
+    )
+
+    # -- rates (a bucket that holds a minute's worth; 0 = no limit) ---------------------------------------------------
+    max_concurrent_handlers: int = _setting(
+        1024, "SPROUT_MAX_CONCURRENT_HANDLERS", "REQ, COUNT and EVENT messages that are being handled at once.", ge=1
+    )
+    handler_wait_seconds: float = _seconds(
+        3, "SPROUT_HANDLER_WAIT_SECONDS", "How long a message waits for its turn before it is refused."
+    )
+    rate_messages: int = _setting(120_000, "SPROUT_RATE_MESSAGES", "Messages a minute of one connection.", ge=0)
+    rate_events: int = _setting(60_000, "SPROUT_RATE_EVENTS", "EVENTs a minute of one key.", ge=0)
+    rate_requests: int = _setting(60_000, "SPROUT_RATE_REQUESTS", "REQ and COUNT a minute of one key.", ge=0)
+    rate_connections: int = _setting(
+        600, "SPROUT_RATE_CONNECTIONS", "New WebSocket connections a minute of one address; loopback is exempt.", ge=0
     )
 
     # -- queues and caches -------------------------------------------------------------------------------------------
@@ -197,6 +236,8 @@ class Settings(BaseSettings):
             raise ValueError("SPROUT_DEFAULT_LIMIT is larger than SPROUT_MAX_LIMIT")
         if self.dev_x_pubkey and self.relay_host not in LOOPBACK_HOSTS:
             raise ValueError("SPROUT_DEV_X_PUBKEY needs a loopback host in RELAY_URL: anybody could be anyone")
+        if bool(self.okta_issuer) != bool(self.okta_jwks_uri) or bool(self.okta_issuer) != bool(self.okta_audience):
+            raise ValueError("OKTA_ISSUER, OKTA_AUDIENCE and OKTA_JWKS_URI must be set together")
         if self.audit_drain_seconds >= self.shutdown_seconds:
             raise ValueError("SPROUT_SHUTDOWN_SECONDS must be longer than SPROUT_AUDIT_DRAIN_SECONDS")
         return self

@@ -61,6 +61,15 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Redefined:
+    """From here on the channel has exactly this audience, as its transaction saw it under the channel's lock: after a
+    change of visibility. None: the channel was deleted. Whoever may not receive it any more loses it as by `Left`."""
+
+    channel_id: str
+    audience: Audience | None
+
+
+@dataclass(frozen=True, slots=True)
 class AudienceLoaded:
     """What the store says of a channel; None = there is no such channel (any more)."""
 
@@ -70,7 +79,7 @@ class AudienceLoaded:
     version: int = 0
 
 
-Item = Live | Joined | Left | AudienceLoaded
+Item = Live | Joined | Left | Redefined | AudienceLoaded
 
 
 @dataclass(frozen=True, slots=True)
