@@ -2,8 +2,9 @@
 
 Loaded by a task of its own (`run_loader`), because the fan-out task never waits for the database, but changed only by
 the fan-out task, in commit order: what is loaded comes back to it as an item of its own queue. Changes that arrive
-while a load is under way are kept and applied to what was loaded. Adding and removing a key are idempotent and the
-changes are in commit order, so the result is right whether or not the load saw them already.
+while a load is under way are kept and applied to what was loaded. Adding and removing a key and putting the whole
+audience in place are idempotent, and the changes are in commit order, so the result is right whether or not the load
+saw them already.
 
 An unknown channel is delivered to nobody.
 """
@@ -17,7 +18,7 @@ import structlog
 import trio
 
 from relay.errors import StoreError
-from relay.fanout.items import AudienceLoaded, Batch, Joined, Left, Live
+from relay.fanout.items import AudienceLoaded, Batch, Joined, Left, Live, Redefined
 from relay.store.failures import STORE_FAILURES
 from relay.store.members import Audience
 
@@ -30,16 +31,18 @@ WAITING_EVENTS_MAX = 1000
 
 RETRY_SECONDS = 0.25
 
+Change = Joined | Left | Redefined
+
 
 class _Record:
-    __slots__ = ("changes", "error", "known", "members", "open", "ready", "version", "waiting")
+    __slots__ = ("changes", "error", "gone", "known", "members", "open", "ready", "waiting")
 
     def __init__(self) -> None:
-        self.version = 0
         self.known = False
+        self.gone = False  # there is no such channel, and nobody can join it
         self.open = False
         self.members: set[str] = set()
-        self.changes: list[Joined | Left] = []
+        self.changes: list[Change] = []
         self.waiting: deque[Live] = deque()
         self.ready = trio.Event()
         self.error: Exception | None = None
@@ -98,7 +101,8 @@ class Audiences:
         record.waiting.append(live)
         return True
 
-    def change(self, change: Joined | Left) -> None:
+    def change(self, change: Change) -> None:
+        """From here on the channel has this audience; where it is being loaded, from then on."""
         record = self._records.get(change.channel_id)
         if record is None:
             return
@@ -110,33 +114,17 @@ class Audiences:
     def loaded(self, item: AudienceLoaded) -> Sequence[Live]:
         """Takes what was loaded and returns the events that waited for it."""
         record = self._records.get(item.channel_id)
-        if record is None or record.known or item.version != record.version:
+        if record is None or record.known:
             return ()
-        audience = item.audience
-        record.open = audience is not None and audience.visibility == "open"
-        record.members = set() if audience is None else set(audience.members)
+        _define(record, item.audience)
         for change in record.changes:
-            # A channel that is gone has no members, whatever happened to them before.
-            if audience is not None:
-                _apply(record, change)
+            _apply(record, change)
         record.known = True
         record.error = None
         record.ready.set()
         waiting, record.waiting, record.changes = record.waiting, deque(), []
         self._trim()
         return waiting
-
-    def reload(self, channel_id: str) -> None:
-        """Forgets what is known, for a change that is more than a key coming or going. What waits goes on waiting, and
-        a load under way counts for nothing, because it may have read the state before."""
-        record = self._records.get(channel_id)
-        if record is None:
-            return
-        if record.known:
-            record.known, record.ready = False, trio.Event()
-        record.version += 1
-        self._wanted.append(channel_id)
-        self._work.set()
 
     def _trim(self) -> None:
         for channel_id in list(self._records)[: max(0, len(self._records) - self._capacity)]:
@@ -159,7 +147,6 @@ class Audiences:
                     await self._load_all(wanted, out)
 
     async def _load_all(self, wanted: list[str], out: trio.MemorySendChannel[Batch]) -> None:
-        versions = {channel_id: self._version(channel_id) for channel_id in wanted}
         try:
             found = await self._load(wanted)
         except (StoreError, *STORE_FAILURES) as error:
@@ -167,12 +154,7 @@ class Audiences:
             self._fail(wanted, error)
             await trio.sleep(RETRY_SECONDS)
             return
-        items = [AudienceLoaded(channel_id, found.get(channel_id), versions[channel_id]) for channel_id in wanted]
-        await out.send(Batch(items))
-
-    def _version(self, channel_id: str) -> int:
-        record = self._records.get(channel_id)
-        return 0 if record is None else record.version
+        await out.send(Batch([AudienceLoaded(channel_id, found.get(channel_id)) for channel_id in wanted]))
 
     def _fail(self, wanted: list[str], error: Exception) -> None:
         for channel_id in wanted:
@@ -190,8 +172,16 @@ class Audiences:
             failed.set()
 
 
-def _apply(record: _Record, change: Joined | Left) -> None:
-    if isinstance(change, Joined):
-        record.members.add(change.pubkey)
-    else:
+def _define(record: _Record, audience: Audience | None) -> None:
+    record.gone = audience is None
+    record.open = audience is not None and audience.visibility == "open"
+    record.members = set() if audience is None else set(audience.members)
+
+
+def _apply(record: _Record, change: Change) -> None:
+    if isinstance(change, Redefined):
+        _define(record, change.audience)
+    elif isinstance(change, Left):
         record.members.discard(change.pubkey)
+    elif not record.gone:
+        record.members.add(change.pubkey)

@@ -7,16 +7,18 @@ methods to register and remove subscriptions. Nothing here waits for the databas
 Rules:
 * A pass takes whatever queued up while the previous one ran, and gives each connection all its frames in one write: at
   rest nothing changes, under load the system calls are shared.
-* A membership change takes effect between the events before it and those after it, because both are items of one queue.
+* A change of who may receive a channel takes effect between the events before it and those after it, because all are
+  items of one queue.
 * A frame is built at the moment of its write, and only if its subscription is still the live one.
 * A subscription that is still replaying stored events has its matches held back; `go_live` hands them over without a
   checkpoint in between, less those that the replay's snapshot has shown.
+* Who loses a channel loses what is on its way to him too, wherever it stands (`evictions`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -25,6 +27,7 @@ import trio
 
 from relay import metrics
 from relay.fanout.audiences import Audiences, Load
+from relay.fanout.evictions import Evictions
 from relay.fanout.index import SubscriptionIndex
 from relay.fanout.items import (
     AudienceLoaded,
@@ -35,24 +38,41 @@ from relay.fanout.items import (
     Live,
     LiveSubscription,
     Peer,
+    Redefined,
     SubscriptionState,
 )
 from relay.fanout.outbound import Frame
-from relay.nostr.messages import closed, event_ws_frame, ws_frame
+from relay.fanout.peers import Peers
+from relay.fanout.presence import Presence
+from relay.nostr.event import Event
+from relay.nostr.messages import event_ws_frame
+from relay.nostr.nip40 import expires_at
 from relay.store.snapshot import Snapshot
 
-__all__ = ["Batch", "Hub", "HubStatistics", "Joined", "Left", "Live", "LiveSubscription", "Peer", "SubscriptionState"]
+__all__ = [
+    "Batch",
+    "Hub",
+    "HubStatistics",
+    "Joined",
+    "Left",
+    "Live",
+    "LiveSubscription",
+    "Peer",
+    "Redefined",
+    "SubscriptionState",
+]
 
 PASS_EVENTS_MAX = 64
 """Events of one pass: enough to share the system calls, few enough to keep the first one's latency."""
 
 CHECKPOINT_RECIPIENTS = 256
 
+PRESENCE_SECONDS = 90
+"""Where nobody says otherwise: three heartbeats of a client."""
+
 HELD_EVENTS_MAX = 1000
 HELD_BYTES_MAX = 1 << 20
 """What may wait for EOSE on one subscription. A replay that falls so far behind would never catch up."""
-
-REVOKED = "restricted: channel access revoked"
 
 _Output = dict[Peer, list[tuple[LiveSubscription, Live]]]
 
@@ -68,29 +88,47 @@ class HubStatistics:
 class Hub:
     """See the module. Owner of the task: the root nursery."""
 
-    def __init__(self, load: Load, *, queue: int = 64, audience_capacity: int = 20_000) -> None:
+    def __init__(
+        self,
+        load: Load,
+        *,
+        queue: int = 64,
+        audience_capacity: int = 20_000,
+        presence: Presence | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`now` gives seconds since the epoch; `presence` is forgotten for a key with its last connection."""
         self.index = SubscriptionIndex()
         self.audiences = Audiences(load, capacity=audience_capacity, in_use=self.index.has_channel)
-        self._peers: dict[str, dict[Peer, None]] = {}
+        self.presence = presence if presence is not None else Presence(PRESENCE_SECONDS, time.monotonic)
+        self._now = now
+        self._peers = Peers()
+        self._evictions = Evictions(self.index, self.audiences, self._peers)
         self._batches_in, self._batches_out = trio.open_memory_channel[Batch](queue)
 
     # -- for sessions: synchronous unless said otherwise ---------------------------------------------------------
 
     def connect(self, peer: Peer) -> None:
         """From the moment its key is known: evictions find the connection by it."""
-        assert peer.caller is not None
-        self._peers.setdefault(peer.caller.pubkey, {})[peer] = None
+        self._peers.connect(peer)
 
     def disconnect(self, peer: Peer) -> None:
         """Removes the connection and all its subscriptions. Harmless where it never was connected."""
         for subscription in self._subscriptions(peer):
-            subscription.state = SubscriptionState.CLOSED
+            self._close(subscription)
         self.index.remove_connection(peer)
         self._count()
-        if peer.caller is not None and (peers := self._peers.get(peer.caller.pubkey)) is not None:
-            peers.pop(peer, None)
-            if not peers:
-                del self._peers[peer.caller.pubkey]
+        gone = self._peers.disconnect(peer)
+        if gone is not None:
+            self.presence.clear(gone)
+
+    def peers_with_token(self, token_id: str) -> list[Peer]:
+        """The connections that came with this API token."""
+        return self._peers.with_token(token_id)
+
+    def token_ids(self) -> set[str]:
+        """The API tokens of all connections."""
+        return self._peers.token_ids()
 
     async def watch(self, channel_ids: Sequence[str]) -> None:
         """Makes the audiences known. Check `may_receive` and subscribe after it, without a checkpoint between.
@@ -107,6 +145,8 @@ class Hub:
         """Registers in state REPLAYING; replaces a subscription of the same name on the same connection."""
         self.unsubscribe(subscription.connection, subscription.sub_id)
         self.index.add(subscription)
+        if subscription.channels is None:
+            self._evictions.replaying[subscription] = None
         self._count()
 
     def unsubscribe(self, peer: Peer, sub_id: str) -> bool:
@@ -115,8 +155,7 @@ class Hub:
         if removed is None:
             return False
         assert isinstance(removed, LiveSubscription)
-        removed.state = SubscriptionState.CLOSED
-        removed.held.clear()
+        self._close(removed)
         self._count()
         return True
 
@@ -131,8 +170,11 @@ class Hub:
             subscription.snapshot, subscription.boundary = snapshot, snapshot.xmax
         held, subscription.held = subscription.held, []
         subscription.state = SubscriptionState.LIVE
+        self._evictions.replaying.pop(subscription, None)
         return [
-            (_frame(subscription, live), live.channel_id) for live in held if not subscription.already_replayed(live)
+            (_frame(subscription, live), live.channel_id)
+            for live in held
+            if not subscription.already_replayed(live) and not self._expired(live.event)
         ]
 
     def subscription_count(self, peer: Peer) -> int:
@@ -141,10 +183,13 @@ class Hub:
     def _subscriptions(self, peer: Peer) -> list[LiveSubscription]:
         return cast("list[LiveSubscription]", list(self.index.subs.get(peer, {}).values()))
 
+    def _close(self, subscription: LiveSubscription) -> None:
+        subscription.close()
+        self._evictions.replaying.pop(subscription, None)
+
     def statistics(self) -> HubStatistics:
-        connections = sum(len(peers) for peers in self._peers.values())
         queued = self._batches_out.statistics().current_buffer_used
-        return HubStatistics(connections, self.index.count, len(self.audiences), queued)
+        return HubStatistics(len(self._peers), self.index.count, len(self.audiences), queued)
 
     def dispatcher(self) -> trio.MemorySendChannel[Batch]:
         """An end of the queue for one producer, which closes it when it has nothing more to send."""
@@ -204,7 +249,7 @@ class Hub:
                         await self._write(output)
                 else:
                     await self._write(output)
-                    self._change(item, output)
+                    await self._change(item, output)
             if batch.passed is not None:
                 await self._write(output)
                 batch.passed.set()
@@ -212,17 +257,21 @@ class Hub:
         metrics.FANOUT_BATCH_EVENTS.observe(matched)
         metrics.FANOUT_SECONDS.observe(time.perf_counter() - started)
 
-    def _change(self, item: Item, output: _Output) -> None:
+    async def _change(self, item: Item, output: _Output) -> None:
         if isinstance(item, AudienceLoaded):
             for live in self.audiences.loaded(item):
                 self._match(live, output)
-        elif isinstance(item, Joined):
+        elif not isinstance(item, Live):
             self.audiences.change(item)
-        elif isinstance(item, Left):
-            self.audiences.change(item)
-            self._evict(item)
+            if isinstance(item, Left):
+                await self._evictions.evict_key(item)
+            elif isinstance(item, Redefined):
+                await self._evictions.evict_others(item)
+            self._count()
 
     def _match(self, live: Live, output: _Output) -> None:
+        if self._expired(live.event):
+            return
         channel_id = live.channel_id
         subscriptions = cast("list[LiveSubscription]", self.index.match(live.event, channel_id))
         if subscriptions and channel_id is not None and not self.audiences.is_known(channel_id):
@@ -272,22 +321,9 @@ class Hub:
         if written:
             metrics.DELIVERIES.inc(written)
 
-    def _evict(self, left: Left) -> None:
-        # Who leaves an open channel may read it all the same: his subscriptions there end, but nothing is a secret.
-        lost = not self.audiences.may_receive(left.channel_id, left.pubkey)
-        for peer in list(self._peers.get(left.pubkey, ())):
-            for subscription in self._subscriptions(peer):
-                # Stored events of the channel may still be on their way to a subscription that is not its own.
-                if lost and subscription.state is SubscriptionState.REPLAYING:
-                    subscription.revoked.add(left.channel_id)
-                if subscription.channels is not None and left.channel_id in subscription.channels:
-                    subscription.state = SubscriptionState.CLOSED
-                    subscription.held.clear()
-            if lost:
-                metrics.FANOUT_PURGED.inc(peer.outbound.purge(left.channel_id))
-            for sub_id in self.index.remove_channel_subscriptions(peer, left.channel_id):
-                peer.outbound.offer(ws_frame(closed(sub_id, REVOKED)))
-        self._count()
+    def _expired(self, event: Event) -> bool:
+        end = expires_at(event)
+        return end is not None and end <= self._now()
 
     def _count(self) -> None:
         metrics.SUBSCRIPTIONS_ACTIVE.set(self.index.count)

@@ -7,29 +7,41 @@ Not done here: who may see an event (the fan-out task asks that for each match),
 Rules
 -----
 1. Isolation, both ways: an event of a channel reaches only subscriptions of that channel, an event of no channel only
-   global ones. It holds by construction: the two families of indexes share no key.
-2. A subscription stands under each kind of its filters' union, or once as a wildcard if a filter names no kinds, or
-   if they are too many; in each of its channels. So an event, which has one kind and at most one channel, meets it at
-   most once.
-3. The indexes only narrow: every candidate is checked against its whole filters.
-4. A key without subscriptions does not exist. Closing a subscription costs the keys that it has, however many others
+   global ones. It holds by construction: each channel is a family with tables of its own, and so is "no channel".
+2. Each filter stands under ONE of its fields, in each family of its subscription: the one that the fewest events are
+   likely to share. An event looks up only its own id, author, tag values and kind, so ten thousand subscriptions to
+   other authors or other threads cost it nothing.
+3. A field is passed over for the next one when the subscription would come to stand under more than `KEYS_MAX` keys.
+4. The tables only narrow: every candidate is checked against its whole filters, and once, however many of its filters
+   and keys the event has met.
+5. A key without subscriptions does not exist. Closing a subscription costs the keys that it has, however many others
    stand under them (hence dicts as ordered sets, where a list would be searched).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from relay.nostr.event import Event
 from relay.nostr.filter import Filter, matches_any
 
 __all__ = ["KEYS_MAX", "IndexStatistics", "Subscription", "SubscriptionIndex"]
 
-# Kinds times channels of one subscription. Without a bound one message that names a hundred channels and 18 000 kinds
+# Keys times families of one subscription. Without a bound one message that names a hundred channels and 18 000 kinds
 # would hold up the loop for two seconds and take 600 MB.
 KEYS_MAX: Final = 1024
+
+# The tables of a family; that of a tag is called by its letter, so none of these has one character.
+IDS: Final = "ids"
+AUTHORS: Final = "authors"
+KINDS: Final = "kinds"
+ANYTHING: Final = "anything"  # has one key, for what no field narrows
+
+_Value = int | str | None
+_Places = dict[str, frozenset[_Value]]
+_UNDER_ANYTHING: Final[frozenset[_Value]] = frozenset((None,))
 
 
 @dataclass(slots=True, eq=False)
@@ -37,43 +49,66 @@ class Subscription:
     """One REQ that is live; two of them are equal only if they are the same object.
 
     `connection`: its owner, any hashable. `channels`: the channels that it is about, None for a global one.
-    `prefix`: the bytes before the event in its frames, `["EVENT",<sub id as JSON>,`. `cost`: what it holds in memory,
-    in values of its filters and entries of the index (about 200 bytes each)."""
+    `prefix`: the bytes before the event in its frames, `["EVENT",<sub id as JSON>,`. `places`: the keys under which it
+    stands in the index, by table. `cost`: what it holds in memory, in values of its filters and entries of the index
+    (about 200 bytes each)."""
 
     connection: Any
     sub_id: str
     filters: tuple[Filter, ...]
     channels: frozenset[str] | None
     prefix: bytes
+    places: _Places = field(init=False)
     cost: int = field(init=False)
 
     def __post_init__(self) -> None:
+        families = 1 if self.channels is None else len(self.channels)
+        self.places = _places(self.filters, KEYS_MAX // max(1, families))
         values = 0
         for wanted in self.filters:
             values += len(wanted.ids or ()) + len(wanted.authors or ()) + len(wanted.kinds or ())
             values += sum([len(texts) for texts in wanted.tags.values()])
-        scopes = 1 if self.channels is None else len(self.channels)
-        self.cost = 1 + values + scopes * len(self.indexed_kinds() or (None,))
+        self.cost = 1 + values + families * (1 + sum([len(keys) for keys in self.places.values()]))
 
-    def kinds(self) -> frozenset[int] | None:
-        """The union over the filters, None if one of them takes every kind. Empty: nothing can match."""
-        union: set[int] = set()
-        for wanted in self.filters:
-            if wanted.kinds is None:
-                return None
-            union |= wanted.kinds
-        return frozenset(union)
 
-    def indexed_kinds(self) -> frozenset[int] | None:
-        """The kinds under which it stands in the index, None for a wildcard."""
-        kinds = self.kinds()
-        scopes = 1 if self.channels is None else len(self.channels)
-        return None if kinds is None or len(kinds) * scopes > KEYS_MAX else kinds
+def _places(filters: Iterable[Filter], keys_max: int) -> _Places:
+    """The keys of a subscription in one family, by table; none where nothing can match."""
+    places: _Places = {}
+    keys = 0
+    for wanted in filters:
+        if _matches_nothing(wanted):
+            continue
+        for table, values in _fields(wanted):
+            before = places.get(table)
+            after = values if before is None else before | values
+            more = len(after) - len(before or ())
+            if keys + more <= keys_max:
+                places[table] = after
+                keys += more
+                break
+        else:
+            # It is looked at for every event, so other keys would be of no use.
+            return {ANYTHING: _UNDER_ANYTHING}
+    return places
+
+
+def _matches_nothing(wanted: Filter) -> bool:
+    conditions = (wanted.ids, wanted.authors, wanted.kinds, *wanted.tags.values())
+    return any(values is not None and not values for values in conditions)
+
+
+def _fields(wanted: Filter) -> list[tuple[str, frozenset[_Value]]]:
+    """The fields under which a filter could stand, best first. An event has one id and one author, and few carry a
+    given tag value; but the kinds of a busy relay are few."""
+    # Not `h`: an event without such a tag has its channel in the place of one, which a look at its tags would miss.
+    tags = sorted([item for item in wanted.tags.items() if item[0] != "h"], key=lambda item: len(item[1]))
+    named = ((IDS, wanted.ids), (AUTHORS, wanted.authors), *tags, (KINDS, wanted.kinds))
+    return [(table, values) for table, values in named if values is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class IndexStatistics:
-    """`examined` and `matched` count candidates since the start: their ratio says how well the indexes narrow."""
+    """`examined` and `matched` count candidates since the start: their ratio says how well the index narrows."""
 
     subscriptions: int
     connections: int
@@ -83,43 +118,78 @@ class IndexStatistics:
     matched: int
 
 
-_Key = TypeVar("_Key", bound=Hashable)
 _Entries = dict[Subscription, None]
 
 
-def _enter(index: dict[_Key, _Entries], key: _Key, sub: Subscription) -> None:
-    index.setdefault(key, {})[sub] = None
+class _Family:
+    """The subscriptions about one channel, or about none. `subscribers` are also those that no event can match: they
+    end with the channel too."""
 
+    __slots__ = ("subscribers", "tables")
 
-def _leave(index: dict[_Key, _Entries], key: _Key, sub: Subscription) -> None:
-    entries = index[key]
-    del entries[sub]
-    if not entries:
-        del index[key]
+    def __init__(self) -> None:
+        self.subscribers: _Entries = {}
+        self.tables: dict[str, dict[_Value, _Entries]] = {}
+
+    def enter(self, sub: Subscription) -> None:
+        self.subscribers[sub] = None
+        for name, keys in sub.places.items():
+            table = self.tables.setdefault(name, {})
+            for key in keys:
+                table.setdefault(key, {})[sub] = None
+
+    def leave(self, sub: Subscription) -> None:
+        del self.subscribers[sub]
+        for name, keys in sub.places.items():
+            table = self.tables[name]
+            for key in keys:
+                entries = table[key]
+                del entries[sub]
+                if not entries:
+                    del table[key]
+            if not table:
+                del self.tables[name]
+
+    def candidates(self, event: Event) -> _Entries:
+        """Every subscription that stands under a key of the event, each once. Not to be changed."""
+        found: list[_Entries] = []
+        entries: _Entries | None
+        for name, table in self.tables.items():  # only those that somebody uses
+            if name == KINDS:
+                entries = table.get(event.kind)
+            elif name == AUTHORS:
+                entries = table.get(event.pubkey)
+            elif name == IDS:
+                entries = table.get(event.id)
+            elif name == ANYTHING:
+                entries = table[None]
+            else:
+                found += [table[value] for value in event.tag_index.get(name, ()) if value in table]
+                continue
+            if entries is not None:
+                found.append(entries)
+        if len(found) > 1:
+            # The same one may stand under several of these keys. The largest is copied, which is the cheapest.
+            found.sort(key=len)
+            union = found.pop().copy()
+            for entries in found:
+                union.update(entries)
+            return union
+        return found[0] if found else {}
+
+    def keys(self) -> int:
+        return sum([len(table) for table in self.tables.values()])
 
 
 class SubscriptionIndex:
     """Every live subscription of the process, by connection and by what it can match."""
 
-    __slots__ = (
-        "_by_channel",
-        "_examined",
-        "_matched",
-        "channel_kind_index",
-        "channel_wildcard_index",
-        "count",
-        "global_kind_index",
-        "global_wildcard_index",
-        "subs",
-    )
+    __slots__ = ("_channels", "_examined", "_global", "_matched", "count", "subs")
 
     def __init__(self) -> None:
         self.subs: dict[Any, dict[str, Subscription]] = {}
-        self.channel_kind_index: dict[tuple[str, int], _Entries] = {}
-        self.channel_wildcard_index: dict[str, _Entries] = {}
-        self.global_kind_index: dict[int, _Entries] = {}
-        self.global_wildcard_index: _Entries = {}
-        self._by_channel: dict[str, _Entries] = {}  # also those that no event can match: they end with the channel too
+        self._global = _Family()
+        self._channels: dict[str, _Family] = {}
         self.count = 0
         self._examined = 0
         self._matched = 0
@@ -131,18 +201,13 @@ class SubscriptionIndex:
         replaced = self.remove(sub.connection, sub.sub_id)
         self.subs.setdefault(sub.connection, {})[sub.sub_id] = sub
         self.count += 1
-        kinds = sub.indexed_kinds()
         if sub.channels is None:
-            if kinds is None:
-                self.global_wildcard_index[sub] = None
-            for kind in kinds or ():
-                _enter(self.global_kind_index, kind, sub)
+            self._global.enter(sub)
         for channel in sub.channels or ():
-            _enter(self._by_channel, channel, sub)
-            if kinds is None:
-                _enter(self.channel_wildcard_index, channel, sub)
-            for kind in kinds or ():
-                _enter(self.channel_kind_index, (channel, kind), sub)
+            family = self._channels.get(channel)
+            if family is None:
+                family = self._channels[channel] = _Family()
+            family.enter(sub)
         return replaced
 
     def remove(self, connection: Any, sub_id: str) -> Subscription | None:
@@ -154,18 +219,14 @@ class SubscriptionIndex:
         if not own:
             del self.subs[connection]
         self.count -= 1
-        kinds = sub.indexed_kinds()
         if sub.channels is None:
-            if kinds is None:
-                del self.global_wildcard_index[sub]
-            for kind in kinds or ():
-                _leave(self.global_kind_index, kind, sub)
+            self._global.leave(sub)
         for channel in sub.channels or ():
-            _leave(self._by_channel, channel, sub)
-            if kinds is None:
-                _leave(self.channel_wildcard_index, channel, sub)
-            for kind in kinds or ():
-                _leave(self.channel_kind_index, (channel, kind), sub)
+            family = self._channels[channel]
+            family.leave(sub)
+            if not family.subscribers:
+                assert not family.tables, "a key without subscriptions"
+                del self._channels[channel]
         return sub
 
     def remove_connection(self, connection: Any) -> int:
@@ -175,36 +236,20 @@ class SubscriptionIndex:
             self.remove(connection, sub_id)
         return len(sub_ids)
 
-    def remove_channel_subscriptions(self, connection: Any, channel: str) -> list[str]:
-        """End the connection's subscriptions that are about `channel`; their ids, oldest first.
-
-        One that is about further channels ends whole: a client that got part of it closed would not know which part."""
-        own = self.subs.get(connection, {})
-        evicted = [sub_id for sub_id, sub in own.items() if sub.channels is not None and channel in sub.channels]
-        for sub_id in evicted:
-            self.remove(connection, sub_id)
-        return evicted
-
     # ---- look up
 
     def match(self, event: Event, channel_id: str | None) -> list[Subscription]:
-        """The subscriptions that get the event, each once, those that asked for its kind first.
+        """The subscriptions that get the event, each once.
 
         `channel_id`: where the relay filed the event, None for no channel."""
-        candidates = list(self.candidates(event.kind, channel_id))
+        family = self._global if channel_id is None else self._channels.get(channel_id)
+        if family is None:
+            return []
+        candidates = family.candidates(event)
         matched = [sub for sub in candidates if matches_any(sub.filters, event, channel_id)]
         self._examined += len(candidates)
         self._matched += len(matched)
         return matched
-
-    def candidates(self, kind: int, channel_id: str | None) -> Iterator[Subscription]:
-        """Everything that `match` examines. Do not change the index while iterating."""
-        if channel_id is None:
-            yield from self.global_kind_index.get(kind, ())
-            yield from self.global_wildcard_index
-        else:
-            yield from self.channel_kind_index.get((channel_id, kind), ())
-            yield from self.channel_wildcard_index.get(channel_id, ())
 
     def cost(self, connection: Any) -> int:
         """The sum over the connection's subscriptions."""
@@ -218,19 +263,26 @@ class SubscriptionIndex:
         sub = self.get(connection, sub_id)
         return sub.filters if sub is not None else None
 
+    def about(self, connection: Any, channel: str) -> list[Subscription]:
+        """The connection's subscriptions that are about `channel`, oldest first."""
+        own = self.subs.get(connection, {})
+        return [sub for sub in own.values() if sub.channels is not None and channel in sub.channels]
+
     def subscribers(self, channel: str) -> list[Subscription]:
         """All subscriptions about the channel, oldest first, whether or not an event could match them."""
-        return list(self._by_channel.get(channel, ()))
+        family = self._channels.get(channel)
+        return list(family.subscribers) if family is not None else []
 
     def has_channel(self, channel: str) -> bool:
-        return channel in self._by_channel
+        return channel in self._channels
 
     def statistics(self) -> IndexStatistics:
+        """Costs a look at each channel."""
         return IndexStatistics(
             subscriptions=self.count,
             connections=len(self.subs),
-            channels=len(self._by_channel),
-            index_keys=len(self.channel_kind_index) + len(self.channel_wildcard_index) + len(self.global_kind_index),
+            channels=len(self._channels),
+            index_keys=self._global.keys() + sum([family.keys() for family in self._channels.values()]),
             examined=self._examined,
             matched=self._matched,
         )

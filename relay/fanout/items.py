@@ -75,8 +75,6 @@ class AudienceLoaded:
 
     channel_id: str
     audience: Audience | None
-    # Of the record that asked; another one has been put in its place when they differ.
-    version: int = 0
 
 
 Item = Live | Joined | Left | Redefined | AudienceLoaded
@@ -106,6 +104,11 @@ class LiveSubscription(Subscription):
     snapshot: Snapshot | None = None
     # xmax of the snapshot: from there on nothing can have been replayed, and one comparison decides.
     boundary: int = 0
+
+    def close(self) -> None:
+        """Nothing more is sent to it."""
+        self.state = SubscriptionState.CLOSED
+        self.held.clear()
 
     def already_replayed(self, live: Live) -> bool:
         """Whether the stored part of this subscription has covered the event."""

@@ -30,6 +30,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Any
 
 import trio
 
@@ -60,6 +61,7 @@ class FrameWriter:
 
     __slots__ = (
         "_backlog",
+        "_backlogged",
         "_backlogs",
         "_clock",
         "_drained",
@@ -69,6 +71,7 @@ class FrameWriter:
         "_limits",
         "_nursery",
         "_on_close",
+        "_owner",
         "_purged",
         "_state",
         "_waiting",
@@ -97,6 +100,8 @@ class FrameWriter:
         self._drained = trio.Event()  # set while the backlog is empty
         self._drained.set()
         self._limit: Limit | None = None
+        self._owner: Any = None
+        self._backlogged: set[Any] = set()  # nobody's, until `track`
         self._backlogs = 0
         self._purged = 0
         # When the peer last proved that it reads, by making room in a full kernel buffer. A write into an empty buffer
@@ -170,6 +175,13 @@ class FrameWriter:
                 await self._drained.wait()
         await trio.lowlevel.checkpoint()
         return self._state is _OPEN and not self._backlog and not self._waiting
+
+    def track(self, backlogged: set[Any], owner: Any) -> None:
+        """From here on `owner` is in `backlogged` while a frame waits: what has to be purged is found by it."""
+        self._backlogged.discard(self._owner)
+        self._backlogged, self._owner = backlogged, owner
+        if self._flushing:
+            backlogged.add(owner)
 
     def statistics(self) -> OutboundStatistics:
         return OutboundStatistics(
@@ -256,6 +268,7 @@ class FrameWriter:
 
     def _start_flushing(self) -> None:
         self._flushing = True
+        self._backlogged.add(self._owner)
         self._backlogs += 1
         self._note_waiting()
         self.last_progress = self._clock()
@@ -276,6 +289,7 @@ class FrameWriter:
             self._lose(CloseReason.PEER_GONE)
         finally:
             self._flushing = False
+            self._backlogged.discard(self._owner)
             if self._backlog:  # cancelled: a later direct write would cut into the frame that is partly written
                 self._become_gone()
 
@@ -334,6 +348,7 @@ class FrameWriter:
     def _become_gone(self) -> None:
         self._state = State.GONE
         self._backlog = Backlog()
+        self._backlogged.discard(self._owner)
         self._waiting.fail()
         self._note_drained()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from scripts.benchmarks import audit, load
+from scripts.benchmarks import audit, index, load
 from scripts.benchmarks.target import GENERATOR_CORE, Target, pin, target
 
 LOADS: dict[str, Callable[[Target], load.Figures]] = {
@@ -22,6 +22,7 @@ LOADS: dict[str, Callable[[Target], load.Figures]] = {
     "req": load.req,
     "connect": load.connect,
     "channels": load.channels,
+    "bystanders": index.through_relay,
 }
 Result = dict[str, dict[str, float]]
 
@@ -47,6 +48,13 @@ def measure_audit(url: str | None, runs: int) -> list[load.Figures]:
         server.stop()
 
 
+def measure_index(url: str | None, runs: int) -> list[load.Figures]:
+    if url is not None:
+        raise SystemExit("index: measures in its own process, not a running relay; `bystanders` does that")
+    pin(GENERATOR_CORE)
+    return [trio.run(index.run) for _ in range(runs + 1)][1:]
+
+
 def summary(figures: list[load.Figures]) -> Result:
     """Median, lowest and highest of each figure."""
     return {
@@ -70,7 +78,7 @@ def show(benchmark: str, result: Result, baseline: Result | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("benchmark", choices=[*LOADS, "audit", "driver", "all"])
+    parser.add_argument("benchmark", choices=[*LOADS, "audit", "index", "driver", "all"])
     parser.add_argument("--url", help="ws:// address of a running relay; default: start one on a core of its own")
     parser.add_argument("--runs", type=int, default=5, help="runs that count, after one warm-up (default 5)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -83,11 +91,13 @@ def main() -> None:
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     saved = json.loads(options.baseline.read_text())["results"] if options.baseline else {}
-    names = [*LOADS, "audit"] if options.benchmark == "all" else [options.benchmark]
+    names = [*LOADS, "audit", "index"] if options.benchmark == "all" else [options.benchmark]
     results = {}
     for name in names:
         if name == "audit":
             figures = measure_audit(options.url, options.runs)
+        elif name == "index":
+            figures = measure_index(options.url, options.runs)
         else:
             figures = measure_load(name, options.url, options.runs)
         results[name] = summary(figures)

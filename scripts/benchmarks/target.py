@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 RELAY_CORE, GENERATOR_CORE = 0, 1
+RATES = ("SPROUT_RATE_MESSAGES", "SPROUT_RATE_EVENTS", "SPROUT_RATE_REQUESTS", "SPROUT_RATE_CONNECTIONS")
 
 
 @dataclass
@@ -100,6 +101,8 @@ def target(url: str | None, **settings: str) -> Iterator[Target]:
         "SPROUT_HEALTH_PORT": "0",
         "SPROUT_METRICS_PORT": "0",
         "SPROUT_LOG_LEVEL": "warning",
+        # The load has a handful of keys and one address.
+        **dict.fromkeys(RATES, "0"),
         **settings,
     }
     log = base / "relay.log"

@@ -1,11 +1,9 @@
-"""The hub: who gets an event, in which order, and what happens to those who may no longer have it."""
+"""The hub: who gets an event, in which order, and what a connection leaves behind."""
 
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,120 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from relay.access.identity import Caller
-from relay.errors import StoreError
-from relay.fanout.audiences import Audiences
-from relay.fanout.hub import HELD_EVENTS_MAX, Batch, Hub, Joined, Left, Live, LiveSubscription, SubscriptionState
-from relay.fanout.items import AudienceLoaded
-from relay.fanout.outbound import Outbound
+from relay.fanout.hub import HELD_EVENTS_MAX, Batch, Hub, Joined, Left, Live
 from relay.nostr.event import Event
-from relay.nostr.filter import parse_filter
-from relay.nostr.messages import event_prefix, ws_frame
+from relay.nostr.messages import ws_frame
 from relay.store.members import Audience
 from relay.store.snapshot import Snapshot
+from relay.websocket.limits import Gate
 from relay.websocket.requests import _go_live
-from tests.support.core import ALICE, BOB, CAROL, CHANNEL, Person
-
-OTHER = "22222222-2222-4222-8222-222222222222"
-
-
-class Client:
-    """One connection: a peer for the hub, and the far end of its socket."""
-
-    def __init__(self, person: Person, near: trio.SocketStream, far: trio.SocketStream, nursery: trio.Nursery) -> None:
-        self.caller: Caller | None = person.caller
-        self.outbound = Outbound(near, nursery, on_close=lambda _: None)
-        self.far = far
-        self.dropped: list[str] = []
-
-    def drop(self, reason: str) -> None:
-        self.dropped.append(reason)
-
-    async def receive(self, count: int) -> list[Any]:
-        """The next frames' JSON; frames here are shorter than 64 KiB."""
-        data = b""
-        messages: list[Any] = []
-        with trio.fail_after(3):
-            while len(messages) < count:
-                data += await self.far.receive_some(65536)
-                while len(data) >= 4:
-                    length, start = (data[1], 2) if data[1] < 126 else (int.from_bytes(data[2:4], "big"), 4)
-                    if len(data) < start + length:
-                        break
-                    messages.append(orjson.loads(data[start : start + length]))
-                    data = data[start + length :]
-        assert not data
-        return messages
-
-    async def contents(self, count: int) -> list[str]:
-        return [message[2]["content"] for message in await self.receive(count)]
-
-    async def receive_nothing(self) -> None:
-        with trio.move_on_after(0.05):
-            raise AssertionError(await self.far.receive_some(1000))
-
-
-class World:
-    def __init__(self, hub: Hub, nursery: trio.Nursery) -> None:
-        self.hub = hub
-        self.nursery = nursery
-        self.send = hub.dispatcher().send
-        self.clients: list[Client] = []
-
-    def client(self, person: Person) -> Client:
-        near, far = socket.socketpair()
-        near.setblocking(False)
-        far.setblocking(False)
-        streams = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (near, far)]
-        client = Client(person, *streams, self.nursery)
-        self.hub.connect(client)
-        self.clients.append(client)
-        return client
-
-    async def subscribe(
-        self, client: Client, name: str, *channels: str, live: bool = True, **wanted: Any
-    ) -> LiveSubscription:
-        await self.hub.watch(channels)
-        subscription = LiveSubscription(
-            client, name, (parse_filter(wanted),), frozenset(channels) or None, event_prefix(name)
-        )
-        self.hub.subscribe(subscription)
-        if live:
-            assert self.hub.go_live(subscription, None) == []
-        return subscription
-
-    async def publish(self, *events: Event, channel: str | None = None, xid: int | None = None) -> None:
-        passed = trio.Event()
-        await self.send(Batch([Live(event, channel, xid) for event in events], passed))
-        with trio.fail_after(3):
-            await passed.wait()
-
-
-@asynccontextmanager
-async def running_hub(audiences: dict[str, Audience], load: Any = None) -> AsyncIterator[World]:
-    async def from_dict(wanted: Sequence[str]) -> Mapping[str, Audience]:
-        await trio.lowlevel.checkpoint()
-        return {channel: audiences[channel] for channel in wanted if channel in audiences}
-
-    hub = Hub(load or from_dict)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(hub.run)
-        await nursery.start(hub.run_loader)
-        world = World(hub, nursery)
-        try:
-            yield world
-        finally:
-            for client in world.clients:
-                client.outbound._stream.socket.close()
-                client.far.socket.close()
-        nursery.cancel_scope.cancel()
-
-
-def private(*people: Person) -> Audience:
-    return Audience("private", frozenset(person.pubkey for person in people))
-
-
-OPEN = Audience("open", frozenset())
+from tests.fanout.wire import Clock
+from tests.fanout.world import OPEN, OTHER, private, running_hub
+from tests.support.core import ALICE, BOB, CHANNEL
 
 
 async def test_frames_are_whole_and_the_name_is_escaped() -> None:
@@ -162,20 +56,6 @@ async def test_membership_changes_act_between_the_events_around_them() -> None:
         assert second == ["CLOSED", "x", "restricted: channel access revoked"]
         await bob.receive_nothing()
         assert world.hub.subscription_count(bob) == 0
-
-
-async def test_removal_leaves_other_channels_and_global_subscriptions() -> None:
-    async with running_hub({CHANNEL: private(BOB), OTHER: private(BOB)}) as world:
-        bob = world.client(BOB)
-        await world.subscribe(bob, "lost", CHANNEL)
-        await world.subscribe(bob, "kept", OTHER)
-        await world.subscribe(bob, "both", OTHER, CHANNEL)
-        await world.subscribe(bob, "global", kinds=[1])
-        await world.send(Batch([Left(CHANNEL, BOB.pubkey)]))
-        assert [message[1] for message in await bob.receive(2)] == ["lost", "both"]
-        await world.publish(ALICE.sign(9, "x"), channel=OTHER)
-        await world.publish(ALICE.sign(1, "y"))
-        assert [message[1] for message in await bob.receive(2)] == ["kept", "global"]
 
 
 async def test_a_pass_gives_a_connection_its_frames_in_order() -> None:
@@ -220,20 +100,6 @@ async def test_what_waits_for_eose_is_bounded() -> None:
         assert client.dropped
 
 
-async def test_closing_while_replaying_drops_what_is_held() -> None:
-    async with running_hub({CHANNEL: private(BOB)}) as world:
-        bob = world.client(BOB)
-        mine = await world.subscribe(bob, "x", CHANNEL, live=False)
-        everything = await world.subscribe(bob, "g", kinds=[1], live=False)
-        await world.publish(ALICE.sign(9, "secret"), channel=CHANNEL)
-        await world.send(Batch([Left(CHANNEL, BOB.pubkey)]))
-        assert (await bob.receive(1))[0][0] == "CLOSED"
-        assert world.hub.go_live(mine, None) == []
-        assert everything.revoked == {CHANNEL}
-        assert world.hub.unsubscribe(bob, "g")
-        assert not world.hub.unsubscribe(bob, "g")
-
-
 async def test_replacing_a_subscription_ends_the_old_one() -> None:
     async with running_hub({}) as world:
         client = world.client(ALICE)
@@ -256,75 +122,6 @@ async def test_disconnect_forgets_everything() -> None:
         await client.receive_nothing()
 
 
-async def test_unknown_channels_are_delivered_to_nobody_until_loaded() -> None:
-    """An event that meets a reload waits for it and is then judged by what was loaded and changed meanwhile."""
-    released = trio.Event()
-    loads = 0
-
-    async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
-        nonlocal loads
-        loads += 1
-        if loads > 1:
-            await released.wait()
-        return {CHANNEL: private(ALICE, BOB)}
-
-    async with running_hub({}, load) as world:
-        alice, bob, carol = (world.client(person) for person in (ALICE, BOB, CAROL))
-        for client in (alice, bob, carol):
-            await world.subscribe(client, "x", CHANNEL)
-        world.hub.audiences.reload(CHANNEL)
-        await world.publish(ALICE.sign(9, "waits"), channel=CHANNEL)
-        await world.send(Batch([Left(CHANNEL, BOB.pubkey), Joined(CHANNEL, CAROL.pubkey)]))
-        assert (await bob.receive(1))[0][0] == "CLOSED"
-        await alice.receive_nothing()
-        released.set()
-        assert await alice.contents(1) == ["waits"]
-        assert await carol.contents(1) == ["waits"]
-        await bob.receive_nothing()
-
-
-def failing_once(found: Mapping[str, Audience]) -> Any:
-    """A load that fails the first time and finds this the second."""
-    answers: list[Any] = [StoreError("away"), found]
-
-    async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    return load
-
-
-async def test_a_store_that_cannot_be_asked_is_an_error_and_then_forgotten(autojump_clock: Any) -> None:
-    out, batches = trio.open_memory_channel[Batch](10)
-    audiences = Audiences(failing_once({CHANNEL: OPEN}), capacity=10, in_use=lambda _: False)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(audiences.run_loader, out)
-        with pytest.raises(StoreError):
-            await audiences.watch([CHANNEL])
-
-        async def apply() -> None:
-            for item in (await batches.receive()).items:
-                assert isinstance(item, AudienceLoaded)
-                audiences.loaded(item)
-
-        nursery.start_soon(apply)
-        await audiences.watch([CHANNEL])
-        assert audiences.may_receive(CHANNEL, CAROL.pubkey)
-        nursery.cancel_scope.cancel()
-
-
-async def test_channels_without_subscriptions_are_let_go() -> None:
-    audiences = Audiences(lambda _: None, capacity=2, in_use=lambda channel: channel == "used")  # type: ignore[arg-type]
-    for channel in ("used", "a", "b", "c"):
-        audiences._want(channel)
-        audiences.loaded(AudienceLoaded(channel, OPEN))
-    assert audiences.is_known("used")
-    assert len(audiences) <= 3
-    assert not audiences.is_known("a")
-
-
 async def test_what_was_held_back_still_belongs_to_its_channel() -> None:
     """It may wait for room behind the replay, where only its channel tells a removal what to take away."""
     async with running_hub({CHANNEL: private(BOB), OTHER: private(BOB)}) as world:
@@ -333,21 +130,6 @@ async def test_what_was_held_back_still_belongs_to_its_channel() -> None:
         for channel in (CHANNEL, OTHER):
             await world.publish(ALICE.sign(9, channel), channel=channel)
         assert [channel for _, channel in world.hub.go_live(both, None)] == [CHANNEL, OTHER]
-
-
-async def test_leaving_an_open_channel_ends_its_subscriptions_and_hides_nothing() -> None:
-    async with running_hub({CHANNEL: OPEN}) as world:
-        bob = world.client(BOB)
-        await world.subscribe(bob, "x", CHANNEL)
-        everything = await world.subscribe(bob, "g", kinds=[1], live=False)
-        bob.outbound._start_flushing()  # as if the kernel were full: what is offered waits in the queue
-        bob.outbound.offer(ws_frame(b'["EVENT","g","stored"]'), CHANNEL)
-        await world.send(Batch([Left(CHANNEL, BOB.pubkey)]))
-        assert await bob.receive(2) == [["EVENT", "g", "stored"], ["CLOSED", "x", "restricted: channel access revoked"]]
-        assert everything.revoked == set()
-        again = await world.subscribe(bob, "x", CHANNEL)
-        assert world.hub.may_receive(bob, CHANNEL)
-        assert again.state is SubscriptionState.LIVE
 
 
 async def test_events_held_back_are_not_overtaken_by_later_ones() -> None:
@@ -359,7 +141,9 @@ async def test_events_held_back_are_not_overtaken_by_later_ones() -> None:
         filler = ws_frame(b"[" + b" " * 60_000 + b"]")
         while not client.outbound.statistics().queued_bytes * 2 >= 1 << 20:
             client.outbound.offer(filler)
-        session = cast("Any", SimpleNamespace(outbound=client.outbound, services=SimpleNamespace(hub=world.hub)))
+        out, services = client.outbound, SimpleNamespace(hub=world.hub)
+        place = Gate(1, 1.0).place()
+        session = cast("Any", SimpleNamespace(outbound=out, services=services, place=place, put_frames=out.put_many))
         found = cast("Any", SimpleNamespace(snapshot=None))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_go_live, session, subscription, found)
@@ -374,91 +158,41 @@ async def test_events_held_back_are_not_overtaken_by_later_ones() -> None:
         assert contents == [b"held", b"later"]
 
 
-async def test_a_reload_during_a_load_keeps_what_waits_and_believes_the_later_answer() -> None:
-    answers = [private(ALICE, BOB), private(ALICE)]
-    out, batches = trio.open_memory_channel[Batch](10)
-    started, go_on = trio.Event(), trio.Event()
-
-    async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
-        answer = answers.pop(0)
-        if answers:
-            started.set()
-            await go_on.wait()
-        return {CHANNEL: answer}
-
-    audiences = Audiences(load, capacity=10, in_use=lambda _: True)
-    known = trio.Event()
-
-    async def watch() -> None:
-        await audiences.watch([CHANNEL])
-        known.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(audiences.run_loader, out)
-        nursery.start_soon(watch)
-        await started.wait()
-        live = Live(ALICE.sign(9, "x"), CHANNEL, None)
-        assert audiences.hold(live)
-        audiences.reload(CHANNEL)
-        go_on.set()
-        returned: list[Live] = []
-        with trio.fail_after(2):
-            for _ in range(2):
-                for item in (await batches.receive()).items:
-                    assert isinstance(item, AudienceLoaded)
-                    returned += audiences.loaded(item)
-            await known.wait()
-        assert returned == [live]
-        assert not audiences.may_receive(CHANNEL, BOB.pubkey)
-        nursery.cancel_scope.cancel()
+def expiring(content: str, at: str) -> Event:
+    return ALICE.sign(1, content, [["expiration"], ["expiration", "soon"], ["expiration", at]])
 
 
-async def test_a_load_that_failed_once_is_no_error_when_it_succeeds(autojump_clock: Any) -> None:
-    """A channel that is in use is loaded again; whoever asks meanwhile gets the second answer."""
-    out, batches = trio.open_memory_channel[Batch](10)
-    audiences = Audiences(failing_once({CHANNEL: OPEN}), capacity=10, in_use=lambda _: True)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(audiences.run_loader, out)
-        with pytest.raises(StoreError):
-            await audiences.watch([CHANNEL])
-        nursery.start_soon(audiences.watch, [CHANNEL])
-        await trio.testing.wait_all_tasks_blocked()
-        for item in (await batches.receive()).items:
-            assert isinstance(item, AudienceLoaded)
-            audiences.loaded(item)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
+async def test_an_event_that_has_expired_meanwhile_is_not_delivered() -> None:
+    clock = Clock()
+    async with running_hub({}, now=clock) as world:
+        client = world.client(BOB)
+        await world.subscribe(client, "x", kinds=[1])
+        await world.publish(*[expiring(at, at) for at in ("99", "100", "101", "never", "9" * 19)])
+        assert await client.contents(3) == ["101", "never", "9" * 19]
+        clock.now = 101
+        await world.publish(expiring("101", "101"), expiring("102", "102"))
+        assert await client.contents(1) == ["102"]
 
 
-async def test_all_watched_channels_are_known_at_the_same_time() -> None:
-    """One that is let go while another is waited for would silently be missing from the subscription."""
-    out, batches = trio.open_memory_channel[Batch](10)
+async def test_an_event_that_expires_while_it_is_held_back_is_not_delivered() -> None:
+    clock, released = Clock(), trio.Event()
 
-    async def load(wanted: Sequence[str]) -> Mapping[str, Audience]:
-        await trio.lowlevel.checkpoint()
-        return dict.fromkeys(wanted, OPEN)
+    async def load(wanted: Sequence[str]) -> dict[str, Audience]:
+        await released.wait()
+        return {CHANNEL: OPEN}
 
-    audiences = Audiences(load, capacity=2, in_use=lambda _: False)
-    audiences._want(CHANNEL)
-    audiences.loaded(AudienceLoaded(CHANNEL, OPEN))
-    audiences._wanted.clear()
-
-    async def apply() -> None:
-        async for batch in batches:
-            for item in batch.items:
-                assert isinstance(item, AudienceLoaded)
-                if item.channel_id == OTHER and audiences.is_known(CHANNEL):
-                    del audiences._records[CHANNEL]  # as `_trim` would
-                audiences.loaded(item)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(audiences.run_loader, out)
-        nursery.start_soon(apply)
-        with trio.fail_after(2):
-            await audiences.watch([CHANNEL, OTHER])
-        assert audiences.is_known(CHANNEL)
-        assert audiences.is_known(OTHER)
-        nursery.cancel_scope.cancel()
+    async with running_hub({}, load, now=clock) as world:
+        client = world.client(BOB)
+        replaying = await world.subscribe(client, "x", kinds=[1], live=False)
+        await world.subscribe(client, "c", CHANNEL, watch=False)
+        for channel in (None, CHANNEL):
+            await world.publish(expiring("short", "101"), expiring("long", "102"), channel=channel)
+        clock.now = 101
+        [(frame, _)] = world.hub.go_live(replaying, None)
+        assert b'"content":"long"' in frame
+        released.set()
+        assert await client.contents(1) == ["long"]
+        await client.receive_nothing()
 
 
 async def test_who_dispatches_to_a_dead_fan_out_is_told() -> None:
