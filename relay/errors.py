@@ -76,6 +76,7 @@ class RefusalClass(Enum):
     AUTH = ("auth", 403)
     SCOPE = ("scope", 403)
     ERROR = ("error", 500)
+    LIMITED = ("limited", 429)
     UNAVAILABLE = ("unavailable", 503)
 
     @property
@@ -105,6 +106,7 @@ class Refusal:
 
 INTERNAL_ERROR = Refusal("error: internal server error", RefusalClass.ERROR)
 SHUTTING_DOWN = Refusal("error: shutting down", RefusalClass.UNAVAILABLE)
+TOO_BUSY = Refusal("rate-limited: too many concurrent requests", RefusalClass.UNAVAILABLE)
 
 
 class Refused(RelayError):

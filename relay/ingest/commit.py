@@ -7,7 +7,8 @@ stretch that no client can cancel.
 What can go wrong, and what follows:
 * the same id twice in a batch: the second one waits for the first one's outcome, and is a duplicate only of what was
   stored;
-* deadlock or serialization failure: the batch is tried again whole;
+* deadlock or serialization failure: the batch is tried again whole; locks are taken in one order (channels by id, then
+  threads by event id), so it is rare;
 * a row that the server refuses (classes 22, 23 and 54): the batch is halved until that row stands alone and is refused;
 * the connection is lost before COMMIT: tried again; at COMMIT: the server is asked what became of it;
 * the server is short of something or shutting down: tried again for some seconds, then the batch is refused whole.
@@ -34,10 +35,13 @@ from relay.fanout.items import Batch, Live
 from relay.ingest import measure
 from relay.ingest.admit import NOT_MEMBER
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome, Ticket, hand_over
-from relay.store import channels, events
+from relay.nostr.event import Event
+from relay.nostr.kinds import GIFT_WRAP
+from relay.store import channels, events, threads
 from relay.store.events import Row
 from relay.store.outcome import Patience, committed
 from relay.store.own_connection import OwnConnection
+from relay.store.threads import ThreadPlace
 
 log = structlog.get_logger()
 
@@ -173,6 +177,8 @@ class CommitTask:
                     result.trace = chained[0].uuid if chained else None
                     if ephemeral := [row.channel_id for row, s in zip(rows, part, strict=True) if _touches_ttl(s, new)]:
                         await channels.touch_ttl(con, sorted({channel for channel in ephemeral if channel}))
+                    if replies := _replies(part, new):
+                        await threads.insert(con, replies)
                     if len(new) < len(rows):
                         result.known = await events.known(con, [r.event.id for r in rows if r.event.id not in new])
                 return result
@@ -272,14 +278,26 @@ def _touches_ttl(submission: Submission, new: set[str]) -> bool:
     return admission is not None and admission.touches_ttl and admission.event.id in new
 
 
+def _replies(part: Sequence[Submission], new: set[str]) -> list[tuple[Event, str, ThreadPlace]]:
+    found = []
+    for submission in part:
+        admission = submission.admission
+        if admission is not None and admission.thread is not None and admission.event.id in new:
+            assert admission.channel_id is not None
+            found.append((admission.event, admission.channel_id, admission.thread))
+    return found
+
+
 def _entry(submission: Submission) -> Entry:
     admission = submission.admission
     assert admission is not None
+    # The key inside a gift wrap is hidden from everybody; that of the connection it came by would tell.
+    sealed = admission.event.kind == GIFT_WRAP
     return new_entry(
         Action.EVENT_CREATED,
         time_us=admission.time_us,
         uuid=str(uuid4()),
-        actor=admission.caller.pubkey,
+        actor=None if sealed else admission.caller.pubkey,
         event_id=admission.event.id,
         kind=admission.event.kind,
         channel_id=admission.channel_id,

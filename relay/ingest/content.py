@@ -1,6 +1,6 @@
-"""Kinds that act on other events or replace their own predecessor: profiles, contacts, deletions, reactions.
+"""Kinds that replace their own predecessor, and reactions: profiles, contacts, long form, kind 7.
 
-Every function runs inside the transaction of its event; see `effects.py`.
+Every function runs inside the transaction of its event; see `effects.py`. A replaced version is marked as deleted.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
-from relay.audit.entry import Action
-from relay.ingest.admit import NOT_MEMBER
+from relay.ingest.deletions import enter_again
 from relay.ingest.effects import Effect, Ended, refuse
-from relay.ingest.relay_events import GROUP_STATE_KINDS
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome
 from relay.nostr import kinds
-from relay.nostr.event import Event, load_event
-from relay.nostr.ids import parse_hex64
-from relay.store import events, members, profiles, reactions
-from relay.store.events import StoredEvent
+from relay.store import deletions, events, profiles, reactions
+from relay.store.events import Replaced
 from relay.store.profiles import Profile
 
 EMOJI_CHARACTERS_MAX = 64
+D_TAG_BYTES_MAX = 1024
 HANDLE_CHARACTERS_MAX = 255
 REACTION_EXISTS = Outcome(False, "duplicate: reaction already exists")
 
@@ -56,43 +53,21 @@ def read_profile(metadata: object, domain: str) -> Profile:
 
 async def replace(effect: Effect, admission: Admission) -> Outcome:
     """A replaceable event (NIP-01): the newest stays, of equals the lowest id."""
-    if not await events.replace(effect.con, admission.event, admission.channel_id):
-        raise Ended(DUPLICATE)
+    match await events.replace(effect.con, admission.event, admission.channel_id):
+        case Replaced.DELETED_BY_AUTHOR:
+            raise refuse("event was deleted by its author")
+        case Replaced.LOST:
+            raise Ended(DUPLICATE)
     effect.stored(admission.event, admission.channel_id)
     return STORED
 
 
-async def _enter_again(effect: Effect, admission: Admission) -> None:
-    """Channel and membership once more, as the insert of plain events does: admission may have asked a cache."""
-    channel_id = admission.channel_id
-    if channel_id is not None and not await members.may_write(effect.con, channel_id, admission.member):
-        raise Ended(Outcome.refused(NOT_MEMBER))
-
-
-async def delete(effect: Effect, admission: Admission) -> Outcome:
-    """Kind 5 (NIP-09): the author takes back one event. Deleting what is deleted is stored and changes nothing."""
-    event = admission.event
-    target_id = next(iter(event.hex64_values("e")), None)
-    if target_id is None:
-        raise refuse("missing e tag for target event")
-    await _enter_again(effect, admission)
-    target = await events.get(effect.con, target_id)
-    # One that appeared since admission has a channel whose rules were not asked.
-    if target is None or not (target.deleted or target.channel_id == admission.channel_id):
-        raise refuse("target event not found")
-    if effective_author(target, effect.key.public_hex) != event.pubkey:
-        raise refuse("must be event author")
-    count = sum(1 for tag in event.tags if tag[0] == "e")
-    if count != 1:
-        raise refuse(f"deletion events must reference exactly one target (got {count})")
-    if not await events.insert_one(effect.con, event, admission.channel_id):
-        raise Ended(DUPLICATE)
-    effect.stored(event, admission.channel_id)
-    if await events.mark_deleted(effect.con, target_id):
-        effect.audit(Action.EVENT_DELETED, event, admission.channel_id, metadata={"target": target_id})
-    if target.kind == kinds.REACTION:
-        await reactions.remove(effect.con, target_id)
-    return STORED
+async def save_long_form(effect: Effect, admission: Admission) -> Outcome:
+    """Kind 30023 (NIP-23), addressable by its `d` tag; one without counts as empty."""
+    size = len((admission.event.first_tag("d") or "").encode())
+    if size > D_TAG_BYTES_MAX:
+        raise refuse(f"d tag too long ({size} bytes, max {D_TAG_BYTES_MAX})")
+    return await replace(effect, admission)
 
 
 async def react(effect: Effect, admission: Admission) -> Outcome:
@@ -101,9 +76,9 @@ async def react(effect: Effect, admission: Admission) -> Outcome:
     emoji = event.content or "+"
     if len(emoji) > EMOJI_CHARACTERS_MAX:
         raise refuse(f"reaction emoji exceeds {EMOJI_CHARACTERS_MAX} characters (got {len(emoji)})")
-    await _enter_again(effect, admission)
-    valid = [target for target in map(parse_hex64, event.tag_values("e")) if target is not None]
-    target = await events.get(effect.con, valid[-1])
+    await enter_again(effect, admission)
+    # Locked: a reaction to what is being deleted comes before it or is refused.
+    target = await deletions.lock(effect.con, event.hex64_values("e")[-1], effect.now, shared=True)
     if target is None or target.deleted:
         raise refuse("reaction target event not found")
     if not await events.insert_one(effect.con, event, admission.channel_id):
@@ -114,18 +89,8 @@ async def react(effect: Effect, admission: Admission) -> Outcome:
     return STORED
 
 
-def effective_author(stored: StoredEvent, relay_pubkey: str) -> str:
-    """Who counts as the author: of what the relay signed for somebody, the key in its `actor` or first `p` tag. The
-    state of a group is signed for nobody, whoever stands first in it."""
-    if stored.pubkey != relay_pubkey or stored.kind in GROUP_STATE_KINDS:
-        return stored.pubkey
-    event: Event = load_event(stored.signed_json)
-    actor = next((key for key in map(parse_hex64, event.tag_values("actor")) if key is not None), None)
-    return actor or next(iter(event.p_tags()), stored.pubkey)
-
-
 HANDLERS: dict[int, Callable[[Effect, Admission], Awaitable[Outcome]]] = {
     kinds.CONTACT_LIST: replace,
-    kinds.DELETION: delete,
     kinds.REACTION: react,
+    kinds.LONG_FORM: save_long_form,
 }

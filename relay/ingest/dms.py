@@ -9,7 +9,7 @@ from hashlib import sha256
 from relay.audit.entry import Action
 from relay.fanout.items import Joined
 from relay.ingest.effects import Effect, refuse
-from relay.ingest.groups import store_group_state, store_notice, store_system_message
+from relay.ingest.group_state import store_group_state, store_notice, store_system_message
 from relay.ingest.types import STORED, Outcome
 from relay.store import channels, dms, members
 

@@ -22,7 +22,7 @@ from relay.audit import outbox
 from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.queue import Producer
 from relay.errors import INTERNAL_ERROR, Refusal, StoreError
-from relay.fanout.items import Batch, Item, Left, Live
+from relay.fanout.items import Batch, Item, Left, Live, Redefined
 from relay.ingest.turns import Turn, Turns
 from relay.ingest.types import Outcome, hand_over
 from relay.nostr.event import Event
@@ -51,7 +51,7 @@ class Effect:
     """One transaction in the making: what it says to the fan-out, the caches and the audit log when it is committed.
 
     `now` and `time_us` are the moment of admission. `items` keep the order in which things were done. `turn` is to be
-    taken before the lock of a channel whose members change.
+    taken before the lock of a channel that is changed.
     """
 
     con: Connection
@@ -182,8 +182,8 @@ class EffectWorker:
             await hand_over(self._producer, effect.entries)
 
     async def _tell(self, effect: Effect) -> trio.Event | None:
-        """Caches and fan-out, in this order; returns what to wait for where somebody lost access."""
-        passed = trio.Event() if any(isinstance(item, Left) for item in effect.items) else None
+        """Caches and fan-out, in this order; returns what to wait for where somebody may have lost access."""
+        passed = trio.Event() if any(isinstance(item, Left | Redefined) for item in effect.items) else None
         for invalidate in effect.invalidations:
             invalidate(self._directory)
         if effect.items:

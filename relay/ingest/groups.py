@@ -1,4 +1,5 @@
-"""NIP-29: creating groups, adding and removing members, joining and leaving.
+"""NIP-29: creating groups, adding and removing members, joining and leaving. What changes or ends a group itself is in
+`group_edits.py`, what all of them share in `group_state.py`.
 
 Every function runs inside the transaction of its event. The channel's row is locked first, so that two owners who
 leave in the same moment cannot both believe that the other one stays. Nothing is stored of an event that is refused.
@@ -15,79 +16,27 @@ from relay.audit.entry import Action
 from relay.errors import Refusal
 from relay.fanout.items import Joined, Left
 from relay.ingest.effects import Effect, Ended, refuse
-from relay.ingest.relay_events import (
-    GROUP_STATE_KINDS,
-    group_admins,
-    group_members,
-    group_metadata,
-    membership_notice,
-    system_message,
+from relay.ingest.group_edits import check_name, parse_ttl
+from relay.ingest.group_state import (
+    lock,
+    store_event,
+    store_group_state,
+    store_in,
+    store_notice,
+    store_system_message,
 )
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome
 from relay.nostr import kinds
 from relay.nostr.event import Event
 from relay.store import channels, events, members
-from relay.store.channels import ChannelRecord
 from relay.store.members import ELEVATED, ROLES
 
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
-NAME_CHARACTERS_MAX = 255
-TTL_SECONDS_MAX = 2**31 - 1
 # A DM or a workflow channel has rules of its own, and the relay makes it where these are kept.
 CREATABLE_TYPES = ("stream", "forum")
 CHANNEL_EXISTS = Outcome(False, "duplicate: channel already exists")
 LAST_OWNER = "cannot remove the last owner"
 NOT_AUTHORIZED = "actor not authorized"
-
-
-async def _lock(effect: Effect, admission: Admission) -> ChannelRecord:
-    if admission.channel_id is None:
-        raise refuse("missing or invalid h tag")
-    await effect.turn.take(admission.channel_id)
-    channel = await channels.lock(effect.con, admission.channel_id)
-    if channel is None:
-        raise refuse("channel not found")
-    if channel.archived:
-        raise refuse("channel is archived")
-    return channel
-
-
-async def _store(effect: Effect, event: Event, channel_id: str | None) -> None:
-    if not await events.insert_one(effect.con, event, channel_id):
-        raise Ended(DUPLICATE)
-    effect.stored(event, channel_id)
-
-
-async def store_relay_event(effect: Effect, event: Event, channel_id: str | None) -> None:
-    """Stores what the relay signed; nothing where the identical event exists (same second, same parties)."""
-    if await events.insert_one(effect.con, event, channel_id):
-        effect.stored(event, channel_id, actor=event.pubkey)
-
-
-async def store_group_state(effect: Effect, channel_id: str) -> None:
-    """39000, 39001 and 39002 as they are now, in place of the older ones. The caller holds the channel's lock."""
-    key, con = effect.key, effect.con
-    channel = await channels.get(con, channel_id)
-    assert channel is not None
-    active = await members.active(con, channel_id)
-    newest = await events.newest_of_kinds(con, key.public_hex, channel_id, GROUP_STATE_KINDS)
-    await events.supersede(con, GROUP_STATE_KINDS, key.public_hex, channel_id)
-    times = [max(effect.now, newest.get(kind, 0) + 1) for kind in GROUP_STATE_KINDS]
-    for event in (
-        group_metadata(key, channel, active, times[0]),
-        group_admins(key, channel_id, active, times[1]),
-        group_members(key, channel_id, active, times[2]),
-    ):
-        await store_relay_event(effect, event, channel_id)
-
-
-async def store_system_message(effect: Effect, channel_id: str, **payload: object) -> None:
-    await store_relay_event(effect, system_message(effect.key, channel_id, effect.now, payload), channel_id)
-
-
-async def store_notice(effect: Effect, channel_id: str, target: str, *, added: bool, actor: str) -> None:
-    notice = membership_notice(effect.key, channel_id, effect.now, target=target, actor=actor, added=added)
-    await store_relay_event(effect, notice, None)
 
 
 async def create_group(effect: Effect, admission: Admission, ttl_override: int | None = None) -> Outcome:
@@ -111,7 +60,7 @@ async def create_group(effect: Effect, admission: Admission, ttl_override: int |
         # The same event again is a duplicate, another one that claims the same id is refused.
         raise Ended(DUPLICATE if await events.known(effect.con, [event.id]) else CHANNEL_EXISTS)
     await members.put(effect.con, channel_id, event.pubkey, "owner", event.pubkey)
-    await _store(effect, event, channel_id)
+    await store_event(effect, event, channel_id)
     effect.audit(Action.CHANNEL_CREATED, event, channel_id)
     effect.audit(Action.MEMBER_ADDED, event, channel_id, metadata={"target": event.pubkey, "role": "owner"})
     _membership_changed(effect, channel_id, event.pubkey)
@@ -125,26 +74,18 @@ async def create_group(effect: Effect, admission: Admission, ttl_override: int |
 
 def _creation_tags(event: Event) -> tuple[str, str, str, int | None]:
     name = event.first_tag("name") or ""
-    if not name.strip():
-        raise refuse("channel name is required")
-    if len(name) > NAME_CHARACTERS_MAX:
-        raise refuse(f"channel name exceeds {NAME_CHARACTERS_MAX} characters")
+    check_name(name)
     visibility = event.first_tag("visibility") or "open"
     if visibility not in channels.VISIBILITIES:
         raise _refuse_bare(f"invalid visibility: {visibility}")
     channel_type = event.first_tag("channel_type") or "stream"
     if channel_type not in CREATABLE_TYPES:
         raise _refuse_bare(f"invalid channel_type: {channel_type}")
-    return name, visibility, channel_type, _ttl(event)
-
-
-def _ttl(event: Event) -> int | None:
-    text = event.first_tag("ttl")
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:11]) <= TTL_SECONDS_MAX and len(text) <= 10):
-        raise refuse(f"invalid ttl value: {text[:40]} (must be a positive integer of seconds)")
-    return int(text)
+    ttl = event.first_tag("ttl")
+    seconds = None if ttl is None else parse_ttl(ttl)
+    if ttl is not None and seconds is None:
+        raise refuse(f"invalid ttl value: {ttl[:40]} (must be a positive integer of seconds)")
+    return name, visibility, channel_type, seconds
 
 
 def _refuse_bare(text: str) -> Ended:
@@ -155,7 +96,7 @@ def _refuse_bare(text: str) -> Ended:
 async def put_user(effect: Effect, admission: Admission) -> Outcome:
     """Kind 9000."""
     event = admission.event
-    channel = await _lock(effect, admission)
+    channel = await lock(effect, admission)
     role_tag = event.first_tag("role")
     if role_tag is not None and role_tag not in ROLES:
         raise refuse(f"invalid role: {role_tag}")
@@ -172,7 +113,7 @@ async def put_user(effect: Effect, admission: Admission) -> Outcome:
     await _check_role_change(effect, channel.id, actor_role, current, role)
     if target != event.pubkey:
         await _check_add_policy(effect, event.pubkey, target)
-    await _store(effect, event, channel.id)
+    await store_in(effect, event, channel)
     await _join(effect, event, channel.id, target, role, invited_by=event.pubkey)
     return STORED
 
@@ -204,7 +145,7 @@ async def _check_add_policy(effect: Effect, actor: str, target: str) -> None:
 async def remove_user(effect: Effect, admission: Admission) -> Outcome:
     """Kind 9001."""
     event = admission.event
-    channel = await _lock(effect, admission)
+    channel = await lock(effect, admission)
     target = next(iter(event.p_tags()), None)
     if target is None:
         raise refuse("missing p tag")
@@ -215,7 +156,7 @@ async def remove_user(effect: Effect, admission: Admission) -> Outcome:
     else:
         await _check_removal(effect, channel.id, event.pubkey, target, current)
     await _check_last_owner(effect, channel.id, current)
-    await _store(effect, event, channel.id)
+    await store_in(effect, event, channel)
     kind = "member_left" if target == event.pubkey else "member_removed"
     await _leave(effect, event, channel.id, target, {"type": kind, "actor": event.pubkey, "target": target})
     return STORED
@@ -238,10 +179,10 @@ async def _check_removal(effect: Effect, channel_id: str, actor: str, target: st
 async def join(effect: Effect, admission: Admission) -> Outcome:
     """Kind 9021. Joining twice is stored and changes nothing."""
     event = admission.event
-    channel = await _lock(effect, admission)
+    channel = await lock(effect, admission)
     if not channel.is_open:
         raise _refuse_bare("restricted: channel is private")
-    await _store(effect, event, channel.id)
+    await store_in(effect, event, channel)
     if await members.role(effect.con, channel.id, event.pubkey) is None:
         await _join(effect, event, channel.id, event.pubkey, "member", invited_by=None)
     return STORED
@@ -250,12 +191,12 @@ async def join(effect: Effect, admission: Admission) -> Outcome:
 async def leave(effect: Effect, admission: Admission) -> Outcome:
     """Kind 9022."""
     event = admission.event
-    channel = await _lock(effect, admission)
+    channel = await lock(effect, admission)
     current = await members.role(effect.con, channel.id, event.pubkey)
     if current is None:
         raise refuse("actor is not an active member")
     await _check_last_owner(effect, channel.id, current)
-    await _store(effect, event, channel.id)
+    await store_in(effect, event, channel)
     await _leave(effect, event, channel.id, event.pubkey, {"type": "member_left", "actor": event.pubkey})
     return STORED
 

@@ -16,7 +16,9 @@ from relay.nostr.kinds import kind_label
 
 def rejected(refusal: Refusal) -> None:
     """The label has the original's four values."""
-    kind = refusal.kind if refusal.kind is not RefusalClass.UNAVAILABLE else RefusalClass.ERROR
+    kind = refusal.kind
+    if kind in (RefusalClass.UNAVAILABLE, RefusalClass.LIMITED):
+        kind = RefusalClass.ERROR
     metrics.EVENTS_REJECTED.labels(kind.reason).inc()
 
 

@@ -21,15 +21,16 @@ from relay.asyncpg_trio import Pool
 from relay.audit.entry import Action, Entry
 from relay.audit.worker import AuditWorker
 from relay.config import Settings
-from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, StoreBusy, StoreGone
+from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, TOO_BUSY, Refusal, StoreBusy, StoreGone
 from relay.fanout.hub import Hub
 from relay.fanout.items import Batch, Live
-from relay.ingest import content, groups, measure
+from relay.ingest import content, deletions, group_edits, groups, measure
 from relay.ingest.admit import NOT_MEMBER, Admitter
 from relay.ingest.commit import CommitTask, Submission
 from relay.ingest.dms import DmOpened, OpenDm
 from relay.ingest.effects import Apply, Effect, EffectWorker, Work
 from relay.ingest.notes import Notes
+from relay.ingest.reaper import Reaper
 from relay.ingest.turns import Turns
 from relay.ingest.types import STORED, Admission, Door, Outcome, Route, Ticket
 from relay.nostr import kinds
@@ -37,7 +38,7 @@ from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
 from relay.nostr.kinds import kind_label
 from relay.store import channels
-from relay.store.failures import STORE_FAILURES
+from relay.store.failures import STORE_FAILURES, is_busy
 from relay.store.outcome import PATIENCE_SECONDS
 from relay.store.own_connection import Connect, OwnConnection
 
@@ -49,6 +50,9 @@ NOTES_SECONDS = 15
 
 # `finish` was called, or the task at the other end of the queue has died.
 _ENDED = (trio.ClosedResourceError, trio.BrokenResourceError)
+
+# They lock their channel, and give it its time again under that lock.
+_GROUPS = {**groups.HANDLERS, **group_edits.HANDLERS}
 
 EffectHandler = Callable[[Effect, Admission], Awaitable[Outcome]]
 Task = Callable[..., Awaitable[None]]
@@ -97,16 +101,19 @@ class Ingest:
         self._audit = audit
         self._key = key
         self._now_us = now_us
-        self._admitter = Admitter(settings, directory, pool, now_us)
+        self._pool = pool
+        self._admitter = Admitter(settings, directory, pool, now_us, relay_pubkey=key.public_hex)
         self._notes = Notes()
         self._closed = False
         self._dispatcher = hub.dispatcher()
         self._plain_in, self._plain_out = trio.open_memory_channel[Submission](settings.commit_queue)
         self._work_in, self._work_out = trio.open_memory_channel[Work](settings.effect_workers)
         self._handlers: dict[int, EffectHandler] = {
-            **groups.HANDLERS,
+            **_GROUPS,
+            **deletions.HANDLERS,
             **content.HANDLERS,
             kinds.NIP29_CREATE_GROUP: partial(groups.create_group, ttl_override=settings.ephemeral_ttl_override),
+            kinds.NIP29_EDIT_METADATA: partial(group_edits.edit_metadata, ttl_override=settings.ephemeral_ttl_override),
             kinds.PROFILE: partial(content.save_profile, domain=settings.relay_host),
         }
 
@@ -124,7 +131,7 @@ class Ingest:
             found = await self._admitter.admit(event, caller, door)
         except STORE_FAILURES as error:
             log.warning("admission could not ask the store", error=str(error), kind=type(error).__name__)
-            return self._refused(INTERNAL_ERROR)
+            return self._refused(TOO_BUSY if is_busy(error) else INTERNAL_ERROR)
         return self._refused(found) if isinstance(found, Refusal) else found
 
     @staticmethod
@@ -168,6 +175,8 @@ class Ingest:
             await self._dispatcher.send(Batch([Live(admission.event, admission.channel_id, None)]))
         except _ENDED:
             return Outcome.refused(SHUTTING_DOWN)
+        if admission.event.kind == kinds.PRESENCE_UPDATE:
+            self._hub.presence.update(admission.caller.pubkey, admission.event.content)
         return STORED
 
     async def submit(self, event: Event, caller: Caller, door: Door) -> Outcome:
@@ -178,10 +187,11 @@ class Ingest:
         return await self.perform(admission)
 
     async def _apply(self, effect: Effect, *, admission: Admission) -> Outcome:
-        outcome = await self._handlers[admission.event.kind](effect, admission)
-        if admission.touches_ttl and admission.channel_id is not None:
+        kind = admission.event.kind
+        if admission.touches_ttl and admission.channel_id is not None and kind not in _GROUPS:
+            # First, for its lock: channels come before the rows of threads here as in the commit task.
             await channels.touch_ttl(effect.con, [admission.channel_id])
-        return outcome
+        return await self._handlers[kind](effect, admission)
 
     async def _run(self, apply: Apply, actor: str, time_us: int) -> Outcome:
         work = Work(apply, actor, time_us)
@@ -262,6 +272,20 @@ class Ingest:
             await trio.sleep(NOTES_SECONDS)
             if entries := self._notes.take(self._now_us()):
                 await self._record_or_log(entries)
+
+    async def run_reaper(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Reaper`. Owner: root nursery; ends by cancellation."""
+        await self.reaper().run(task_status)
+
+    def reaper(self) -> Reaper:
+        """What looks for channels and events whose time is over, and acts as the relay."""
+
+        async def submit(apply: Apply) -> Outcome:
+            if self._closed:
+                return Outcome.refused(SHUTTING_DOWN)
+            return await self._run(apply, self._key.public_hex, self._now_us())
+
+        return Reaper(submit, self._pool, pubkey=self._key.public_hex, seconds=self._settings.reaper_seconds)
 
     async def _record_or_log(self, entries: list[Entry]) -> None:
         try:

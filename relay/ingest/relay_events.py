@@ -37,6 +37,9 @@ def group_metadata(key: SecretKey, channel: ChannelRecord, members: Sequence[Mem
         tags.append(["archived", "true"])
     if channel.ttl_seconds is not None:
         tags.append(["ttl", str(channel.ttl_seconds)])
+    if channel.ttl_deadline is not None:
+        # RFC 3339, in UTC as the driver gives it. Of this moment: every event in the channel moves it on.
+        tags.append(["ttl_deadline", channel.ttl_deadline.isoformat(timespec="seconds")])
     if channel.channel_type == "dm":
         tags += [["p", member.pubkey] for member in members]
     return sign_event(key, created_at=created_at, kind=kinds.NIP29_GROUP_METADATA, tags=tags, content="")

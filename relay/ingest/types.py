@@ -14,6 +14,7 @@ from relay.audit.entry import Entry
 from relay.audit.queue import AuditQueueClosed, Producer
 from relay.errors import Refusal
 from relay.nostr.event import Event
+from relay.store.threads import ThreadPlace
 
 
 class Door(Enum):
@@ -44,6 +45,7 @@ class Admission:
         touches_ttl: The channel is ephemeral and lives longer because of this event.
         time_us: When it was admitted, microseconds since the epoch: the time of its audit entry.
         started: The same moment by `time.perf_counter`, to measure from.
+        thread: Where it stands in a thread; None: it answers nothing.
     """
 
     event: Event
@@ -54,6 +56,7 @@ class Admission:
     touches_ttl: bool
     time_us: int
     started: float = field(default_factory=time.perf_counter, compare=False)
+    thread: ThreadPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from hashlib import sha256
 
 import orjson
 
 from relay.asyncpg_trio import Connection
 from relay.nostr.event import Event
-from relay.nostr.kinds import NIP29_GROUP_ADMINS, NIP29_GROUP_MEMBERS, NIP29_GROUP_METADATA, is_addressable
+from relay.nostr.kinds import (
+    DELETION,
+    NIP29_GROUP_ADMINS,
+    NIP29_GROUP_MEMBERS,
+    NIP29_GROUP_METADATA,
+    is_addressable,
+)
+from relay.nostr.nip40 import expires_at
 from relay.store.channels import Database
 
 TAG_VALUE_BYTES_MAX = 1024
@@ -23,16 +31,17 @@ TAG_VALUE_BYTES_MAX = 1024
 # They name every member, and tell none of them anything: 10 000 rows for each who joins.
 _MENTION_NOBODY = frozenset({NIP29_GROUP_METADATA, NIP29_GROUP_ADMINS, NIP29_GROUP_MEMBERS})
 
-_COLUMNS = "id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json"
+_COLUMNS = "id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json, expires_at"
 
 # One row an event; `member` is the key whose membership counts, NULL where none is asked for (a proxy, a global event).
 _INSERT_BATCH = f"""
 WITH input AS MATERIALIZED (
     SELECT i.id, i.pubkey, i.created_at, i.kind, i.tags, i.content, i.sig, i.channel_id, i.d_tag,
-           i.tag_values::text[] AS tag_values, i.signed_json, i.member
+           i.tag_values::text[] AS tag_values, i.signed_json, i.expires_at, i.member
     FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::int[], $5::jsonb[], $6::text[], $7::bytea[], $8::uuid[],
-                $9::text[], $10::text[], $11::bytea[], $12::bytea[])
-         AS i(id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json, member)
+                $9::text[], $10::text[], $11::bytea[], $12::bigint[], $13::bytea[])
+         AS i(id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json, expires_at,
+              member)
 ), inserted AS (
     INSERT INTO events ({_COLUMNS})
     SELECT {_COLUMNS} FROM input i
@@ -47,7 +56,7 @@ WITH input AS MATERIALIZED (
 ), mentioned AS (
     INSERT INTO event_mentions (pubkey, event_id, created_at, kind, channel_id)
     SELECT m.pubkey, m.event_id, i.created_at, i.kind, i.channel_id
-    FROM unnest($13::bytea[], $14::bytea[]) AS m(pubkey, event_id)
+    FROM unnest($14::bytea[], $15::bytea[]) AS m(pubkey, event_id)
     JOIN inserted n ON n.id = m.event_id JOIN input i ON i.id = m.event_id
     ON CONFLICT DO NOTHING
 )
@@ -56,21 +65,30 @@ SELECT array_agg(encode(id, 'hex')), pg_current_xact_id()::text FROM inserted"""
 _INSERT_ONE = f"""
 WITH inserted AS (
     INSERT INTO events ({_COLUMNS})
-    VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10::text::text[], $11)
+    VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10::text::text[], $11, $12::bigint)
     ON CONFLICT (id) DO NOTHING RETURNING id
 ), mentioned AS (
     INSERT INTO event_mentions (pubkey, event_id, created_at, kind, channel_id)
-    SELECT DISTINCT m.pubkey, n.id, $3::bigint, $4::int, $8::uuid FROM unnest($12::bytea[]) AS m(pubkey), inserted n
+    SELECT DISTINCT m.pubkey, n.id, $3::bigint, $4::int, $8::uuid FROM unnest($13::bytea[]) AS m(pubkey), inserted n
 )
 SELECT count(*) FROM inserted"""
 
 _LOCK_REPLACEABLE = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 
+# The newest version (NULL where there is none), and whether its author has taken back what is to replace it (NIP-09: an
+# `a` tag covers every version up to the deletion's own time). A deletion of a deletion has no effect, so one counts
+# even where it is marked as deleted.
 _NEWEST = """
-SELECT encode(id, 'hex') AS id, created_at FROM events
-WHERE kind = $1 AND pubkey = $2 AND deleted_at IS NULL AND channel_id IS NOT DISTINCT FROM $3
-  AND ($4::text IS NULL OR d_tag = $4)
-ORDER BY created_at DESC, id LIMIT 1"""
+SELECT n.id, n.created_at, EXISTS (
+    SELECT 1 FROM events a
+    WHERE a.tag_values @> ARRAY[$5::text] AND a.kind = $6 AND a.pubkey = $2 AND a.created_at >= $7
+) AS taken_back
+FROM (VALUES (1)) one LEFT JOIN LATERAL (
+    SELECT encode(id, 'hex') AS id, created_at FROM events
+    WHERE kind = $1 AND pubkey = $2 AND deleted_at IS NULL AND channel_id IS NOT DISTINCT FROM $3
+      AND ($4::text IS NULL OR d_tag = $4)
+    ORDER BY created_at DESC, id LIMIT 1
+) n ON true"""
 
 _SUPERSEDE = """
 UPDATE events SET deleted_at = now()
@@ -79,7 +97,7 @@ WHERE kind = $1 AND pubkey = $2 AND deleted_at IS NULL AND channel_id IS NOT DIS
 
 _GET = """
 SELECT encode(id, 'hex') AS id, encode(pubkey, 'hex') AS pubkey, kind, channel_id::text, created_at, signed_json,
-       deleted_at IS NOT NULL AS deleted
+       deleted_at IS NOT NULL AS deleted, expires_at
 FROM events WHERE id = $1"""
 
 
@@ -92,9 +110,20 @@ class Row:
     member: str | None
 
 
+class Replaced(Enum):
+    """What became of a new version of a replaceable event."""
+
+    STORED = auto()
+    LOST = auto()
+    """A newer version is there, or this one is stored already."""
+    DELETED_BY_AUTHOR = auto()
+    """A deletion of the author's, as new as this version or newer, names its address."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """What effects need to know of a stored event."""
+    """What effects need to know of a stored event. `deleted`: taken back or replaced; whether it has expired since
+    (`expires_at`, seconds) is for the caller to ask."""
 
     id: str
     pubkey: str
@@ -103,6 +132,7 @@ class StoredEvent:
     created_at: int
     signed_json: bytes
     deleted: bool
+    expires_at: int | None = None
 
 
 def d_tag(event: Event) -> str | None:
@@ -154,6 +184,7 @@ async def insert_batch(con: Connection, rows: Sequence[Row]) -> tuple[set[str], 
         [d_tag(event) for event in events],
         [tag_values(row.event, row.channel_id) for row in rows],
         [event.json for event in events],
+        [expires_at(event) for event in events],
         [None if row.member is None else bytes.fromhex(row.member) for row in rows],
         [bytes.fromhex(key) for key, _ in mentions],
         [bytes.fromhex(event_id) for _, event_id in mentions],
@@ -177,6 +208,7 @@ async def insert_one(con: Connection, event: Event, channel_id: str | None) -> b
         d_tag(event),
         tag_values(event, channel_id),
         event.json,
+        expires_at(event),
         [] if event.kind in _MENTION_NOBODY else [bytes.fromhex(key) for key in set(event.p_tags())],
     )
     return bool(stored)
@@ -197,24 +229,41 @@ async def get(db: Database, event_id: str) -> StoredEvent | None:
     if row is None:
         return None
     return StoredEvent(
-        row["id"], row["pubkey"], row["kind"], row["channel_id"], row["created_at"], row["signed_json"], row["deleted"]
+        row["id"],
+        row["pubkey"],
+        row["kind"],
+        row["channel_id"],
+        row["created_at"],
+        row["signed_json"],
+        row["deleted"],
+        row["expires_at"],
     )
 
 
-async def replace(con: Connection, event: Event, channel_id: str | None) -> bool:
+async def lock_replaceable(con: Connection, kind: int, pubkey: str, channel_id: str | None, d: str | None) -> None:
+    """Makes everybody who would change what this key stands for wait until the caller's transaction ends. `d` is None
+    for a kind that is replaceable without one."""
+    await con.execute(_LOCK_REPLACEABLE, f"{kind}:{pubkey}:{channel_id}:{d}")
+
+
+async def replace(con: Connection, event: Event, channel_id: str | None) -> Replaced:
     """Stores a replaceable or addressable event in place of the older one (NIP-01).
 
     The newest `created_at` wins, of equals the lowest id. Several statements; the caller's transaction holds the
-    key's lock until it ends. Returns False where the event lost, or is stored already.
+    key's lock until it ends, and must be rolled back unless the answer is STORED.
     """
     d = d_tag(event)
     key = (event.kind, bytes.fromhex(event.pubkey), channel_id, d)
-    await con.execute(_LOCK_REPLACEABLE, f"{event.kind}:{event.pubkey}:{channel_id}:{d}")
-    newest = await con.fetchrow(_NEWEST, *key)
-    if newest is not None and (-newest["created_at"], newest["id"]) <= (-event.created_at, event.id):
-        return False
+    await lock_replaceable(con, event.kind, event.pubkey, channel_id, d)
+    address = tag_key("a", f"{event.kind}:{event.pubkey}:{d or ''}")
+    newest = await con.fetchrow(_NEWEST, *key, address, DELETION, event.created_at)
+    assert newest is not None
+    if newest["taken_back"]:
+        return Replaced.DELETED_BY_AUTHOR
+    if newest["id"] is not None and (-newest["created_at"], newest["id"]) <= (-event.created_at, event.id):
+        return Replaced.LOST
     await con.execute(_SUPERSEDE, *key)
-    return await insert_one(con, event, channel_id)
+    return Replaced.STORED if await insert_one(con, event, channel_id) else Replaced.LOST
 
 
 async def newest_of_kinds(con: Connection, pubkey: str, channel_id: str, kinds: Sequence[int]) -> dict[int, int]:

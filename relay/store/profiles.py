@@ -27,6 +27,10 @@ SET display_name = $2, avatar_url = $3, about = $4, updated_at = now(),
     nip05_handle = CASE WHEN EXISTS (SELECT 1 FROM users u WHERE u.nip05_handle = $5 AND u.pubkey <> $1)
                         THEN users.nip05_handle ELSE $5 END"""
 
+_CLEAR = """
+UPDATE users SET display_name = NULL, avatar_url = NULL, about = NULL, nip05_handle = NULL, updated_at = now()
+WHERE pubkey = $1"""
+
 
 async def save(con: Connection, pubkey: str, profile: Profile) -> None:
     """Writes the whole profile: what the event does not say is cleared."""
@@ -36,3 +40,8 @@ async def save(con: Connection, pubkey: str, profile: Profile) -> None:
     await con.execute(
         _SAVE, bytes.fromhex(pubkey), profile.display_name, profile.avatar_url, profile.about, profile.nip05_handle
     )
+
+
+async def clear(con: Connection, pubkey: str) -> None:
+    """Forgets what a kind 0 had said: it is deleted. The rest of the user's row stays."""
+    await con.execute(_CLEAR, bytes.fromhex(pubkey))

@@ -12,7 +12,13 @@ SET removed_at = NULL, created_at = now(), reaction_event_id = excluded.reaction
 WHERE reactions.removed_at IS NOT NULL
 RETURNING true"""
 
-_REMOVE = "UPDATE reactions SET removed_at = now() WHERE reaction_event_id = $1 AND removed_at IS NULL"
+_REMOVE = """
+UPDATE reactions SET removed_at = now() WHERE reaction_event_id = $1 AND removed_at IS NULL RETURNING true"""
+
+# Only a row that names no event: one that names another event is that event's, given after this one was taken back.
+_REMOVE_UNNAMED = """
+UPDATE reactions SET removed_at = now()
+WHERE event_id = $1 AND pubkey = $2 AND emoji = $3 AND reaction_event_id IS NULL AND removed_at IS NULL"""
 
 
 async def add(con: Connection, target_id: str, pubkey: str, emoji: str, reaction_id: str) -> bool:
@@ -21,6 +27,11 @@ async def add(con: Connection, target_id: str, pubkey: str, emoji: str, reaction
     return bool(done)
 
 
-async def remove(con: Connection, reaction_id: str) -> None:
-    """Takes back the reaction that event `reaction_id` had expressed; nothing where there is none."""
-    await con.execute(_REMOVE, bytes.fromhex(reaction_id))
+async def remove(con: Connection, reaction_id: str) -> bool:
+    """Takes back the reaction that event `reaction_id` had expressed; False where no row names it."""
+    return bool(await con.fetchval(_REMOVE, bytes.fromhex(reaction_id)))
+
+
+async def remove_unnamed(con: Connection, target_id: str, pubkey: str, emoji: str) -> None:
+    """The same for a row that does not say by which event it came, as imported ones."""
+    await con.execute(_REMOVE_UNNAMED, bytes.fromhex(target_id), bytes.fromhex(pubkey), emoji)

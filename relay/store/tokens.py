@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -39,6 +39,14 @@ class Token:
     expired: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a token stands now: `seconds_left` until it expires, below zero if it has, None if it never does."""
+
+    revoked: bool
+    seconds_left: float | None
+
+
 class Revocation(Enum):
     """How `revoke` ended."""
 
@@ -46,6 +54,8 @@ class Revocation(Enum):
     ALREADY = auto()
     UNKNOWN = auto()
 
+
+_GONE: Final = Standing(revoked=True, seconds_left=None)
 
 _COLUMNS = (
     "id::text, token_hash, encode(owner_pubkey, 'hex') AS owner, name, scopes, channel_ids::text[] AS channel_ids, "
@@ -74,6 +84,12 @@ ORDER BY created_at DESC, id LIMIT $2"""
 _REVOKE = """
 WITH done AS (UPDATE api_tokens SET revoked_at = now() WHERE id = $1::text::uuid AND revoked_at IS NULL RETURNING id)
 SELECT EXISTS (SELECT 1 FROM done) AS done, EXISTS (SELECT 1 FROM api_tokens WHERE id = $1::text::uuid) AS known"""
+
+
+# By the database's clock, like every other answer about a token's end.
+_STANDINGS = """
+SELECT id::text, revoked_at IS NOT NULL AS revoked, extract(epoch FROM expires_at - now())::float8 AS seconds_left
+FROM api_tokens WHERE id = ANY($1::text[]::uuid[])"""
 
 
 def new_text() -> str:
@@ -139,6 +155,13 @@ async def mint(
 async def newest(db: Database, *, with_dead: bool = False, limit: int = 1000) -> list[Token]:
     """Tokens, newest first; `with_dead` adds those that are revoked or expired."""
     return [_token(row) for row in await db.fetch(_LIST, with_dead, limit)]
+
+
+async def standings(db: Database, token_ids: Collection[str]) -> dict[str, Standing]:
+    """How these tokens stand now. A token that is not there any more counts as revoked."""
+    rows = await db.fetch(_STANDINGS, list(token_ids))
+    found = {row["id"]: Standing(row["revoked"], row["seconds_left"]) for row in rows}
+    return {token_id: found.get(token_id, _GONE) for token_id in token_ids}
 
 
 async def revoke(db: Database, token_id: str) -> Revocation:

@@ -1,4 +1,4 @@
-"""Profiles, contacts, notes, deletions and reactions."""
+"""Profiles, contacts, long form and reactions; the form of every event, and the doors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from relay.ingest.content import read_profile
 from relay.ingest.relay_events import system_message
 from relay.ingest.types import Admission, Door
-from tests.support.core import ALICE, BOB, CAROL, CHANNEL, Core, Person, running_core
+from tests.support.core import ALICE, BOB, CAROL, CHANNEL, Person, running_core
 
 
 def at(offset: int) -> int:
@@ -79,45 +79,6 @@ async def test_replacing_is_safe_under_concurrency(migrated_dsn: str) -> None:
         assert [row[0] for row in rows] == [events[0].id]
 
 
-async def test_deletion_is_the_authors(migrated_dsn: str) -> None:
-    async with running_core(migrated_dsn) as core:
-        await core.create(ALICE)
-        message = BOB.sign(9, "hello", [["h", CHANNEL]])
-        await core.submit(BOB, message)
-
-        async def delete(person: Person, *tags: list[str]) -> str:
-            return (await core.submit(person, person.sign(5, tags=list(tags)))).message
-
-        assert await delete(ALICE, ["e", message.id]) == "invalid: must be event author"
-        assert await delete(BOB) == "invalid: missing e tag for target event"
-        assert await delete(BOB, ["e", "ff" * 32]) == "invalid: target event not found"
-        assert await delete(BOB, ["e", message.id], ["e", "nonsense"]) == (
-            "invalid: deletion events must reference exactly one target (got 2)"
-        )
-        assert await delete(BOB, ["e", message.id]) == ""
-        assert 9 not in await core.kinds()
-        assert await core.pool.fetchval("SELECT channel_id::text FROM events WHERE kind = 5") == CHANNEL
-        await drained(core)
-        assert (
-            await core.pool.fetchval("SELECT metadata FROM audit_log WHERE action = 'event_deleted'")
-            == f'{{"target":"{message.id}"}}'
-        )
-
-
-async def drained(core: Core) -> None:
-    with trio.fail_after(5):
-        while await core.pool.fetchval("SELECT count(*) FROM audit_outbox"):
-            await trio.sleep(0.01)
-
-
-async def test_what_the_relay_signed_for_somebody_is_his_to_delete(migrated_dsn: str) -> None:
-    async with running_core(migrated_dsn) as core:
-        await core.create(ALICE)
-        notice = await core.pool.fetchval("SELECT encode(id, 'hex') FROM events WHERE kind = 44100")
-        assert (await core.submit(BOB, BOB.sign(5, tags=[["e", notice]]))).message == "invalid: must be event author"
-        assert (await core.submit(ALICE, ALICE.sign(5, tags=[["e", notice]]))).message == ""
-
-
 async def test_one_reaction_for_a_target_a_key_and_an_emoji(migrated_dsn: str) -> None:
     async with running_core(migrated_dsn) as core:
         await core.create(ALICE)
@@ -149,6 +110,114 @@ async def test_reactions_need_access_to_the_channel_of_their_target(migrated_dsn
         await core.submit(ALICE, message)
         outcome = await core.submit(CAROL, CAROL.sign(7, "+", [["e", message.id]]))
         assert outcome.message == "restricted: not a channel member"
+
+
+async def test_access_is_asked_again_in_the_transaction(migrated_dsn: str) -> None:
+    """What the caches said at admission may be over when the effect is done."""
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE, visibility="private")
+        await core.add(ALICE, BOB)
+        message = ALICE.sign(9, "hello", [["h", CHANNEL]])
+        await core.submit(ALICE, message)
+        admission = await core.ingest.admit(BOB.sign(7, "+", [["e", message.id]]), BOB.caller, Door.WEBSOCKET)
+        assert isinstance(admission, Admission)
+        await core.pool.execute("UPDATE channel_members SET removed_at = now() WHERE role = 'member'")
+        assert (await core.ingest.perform(admission)).message == "restricted: not a channel member"
+        assert not await core.directory.is_member(CHANNEL, BOB.pubkey)
+        assert 7 not in await core.kinds()
+
+
+@pytest.mark.parametrize("gone", ["deleted_at = now()", "expires_at = 1"])
+async def test_nobody_reacts_to_what_is_gone(migrated_dsn: str, gone: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE)
+        message = ALICE.sign(9, "hello", [["h", CHANNEL]])
+        await core.submit(ALICE, message)
+        admission = await core.ingest.admit(BOB.sign(7, "+", [["e", message.id]]), BOB.caller, Door.WEBSOCKET)
+        assert isinstance(admission, Admission)
+        await core.pool.execute(f"UPDATE events SET {gone} WHERE kind = 9")
+        # Gone between admission and effect, and gone before.
+        for outcome in (
+            await core.ingest.perform(admission),
+            await core.submit(BOB, BOB.sign(7, "x", [["e", message.id]])),
+        ):
+            assert outcome.message == "invalid: reaction target event not found"
+
+
+async def test_the_last_e_tag_of_a_reaction_is_its_target(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE)
+        messages = [ALICE.sign(9, text, [["h", CHANNEL]]) for text in ("first", "second")]
+        for message in messages:
+            await core.submit(ALICE, message)
+        tags = [["e", messages[0].id], ["e", messages[1].id.upper()], ["e", "nonsense"]]
+        assert (await core.submit(BOB, BOB.sign(7, "👍", tags))).message == ""
+        row = await core.pool.fetchrow("SELECT encode(event_id, 'hex'), encode(pubkey, 'hex'), emoji FROM reactions")
+        assert tuple(row.values()) == (messages[1].id, BOB.pubkey, "👍")
+        assert await core.pool.fetchval("SELECT channel_id::text FROM events WHERE kind = 7") == CHANNEL
+
+
+async def test_an_ephemeral_channel_lives_longer_by_a_reaction(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        await core.create(ALICE, ttl="3600")
+        message = ALICE.sign(9, "hello", [["h", CHANNEL]])
+        await core.submit(ALICE, message)
+        before = await core.pool.fetchval("SELECT ttl_deadline FROM channels")
+        reaction = BOB.sign(7, "+", [["e", message.id]])
+        assert (await core.submit(BOB, reaction)).message == ""
+        after = await core.pool.fetchval("SELECT ttl_deadline FROM channels")
+        assert after > before
+        # What is not stored prolongs nothing.
+        for event in (reaction, BOB.sign(7, "", [["e", message.id]], at=at(-1))):
+            assert (await core.submit(BOB, event)).message.startswith("duplicate:")
+        assert await core.pool.fetchval("SELECT ttl_deadline FROM channels") == after
+
+
+async def test_a_reaction_to_a_global_event_is_global(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        note = ALICE.sign(1, "hello")
+        await core.submit(ALICE, note)
+        # The h tag of a reaction says nothing: where its target is, it is.
+        assert (await core.submit(BOB, BOB.sign(7, "x" * 64, [["e", note.id], ["h", CHANNEL]]))).message == ""
+        assert await core.pool.fetchval("SELECT channel_id IS NULL FROM events WHERE kind = 7")
+
+
+async def test_a_page_has_one_live_version_for_each_d(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        now = at(0)
+        first, second, older, other, theirs, untitled, empty = events = [
+            ALICE.sign(30023, "1", [["d", "x"], ["h", CHANNEL]], at=now - 5),
+            ALICE.sign(30023, "2", [["d", "x"]], at=now - 3),
+            ALICE.sign(30023, "older", [["d", "x"]], at=now - 4),
+            ALICE.sign(30023, "other", [["d", "y"]], at=now - 5),
+            BOB.sign(30023, "theirs", [["d", "x"]], at=now - 5),
+            ALICE.sign(30023, "untitled", [], at=now - 5),
+            ALICE.sign(30023, "the same as untitled", [["d", ""]], at=now - 4),
+        ]
+        people = [ALICE, ALICE, ALICE, ALICE, BOB, ALICE, ALICE]
+        answers = [(await core.submit(person, event)).message for person, event in zip(people, events, strict=True)]
+        assert answers == ["", "", "duplicate:", "", "", "", ""]
+        rows = await core.pool.fetch("SELECT encode(id, 'hex'), channel_id FROM events WHERE deleted_at IS NULL")
+        assert {row[0] for row in rows} == {second.id, other.id, theirs.id, empty.id}
+        assert {row[1] for row in rows} == {None}
+        assert (await core.submit(ALICE, first)).message == "duplicate:"
+        assert not {older.id, untitled.id} & {row[0] for row in rows}
+
+
+async def test_the_d_tag_of_a_page_is_bounded(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        longest, too_long = "é" * 512, "é" * 512 + "e"
+        assert (await core.submit(ALICE, ALICE.sign(30023, "x", [["d", longest]]))).message == ""
+        assert (await core.submit(ALICE, ALICE.sign(30023, "x", [["d", too_long]]))).message == (
+            "invalid: d tag too long (1025 bytes, max 1024)"
+        )
+        # So long a value is no entry of an index of its own, and is found all the same.
+        address = ["a", f"30023:{ALICE.pubkey}:{longest}"]
+        for offset in (0, 1):
+            assert (await core.submit(ALICE, ALICE.sign(5, tags=[address], at=at(offset)))).message == ""
+        assert (await core.submit(ALICE, ALICE.sign(30023, "y", [["d", longest]], at=at(-9)))).message == (
+            "invalid: event was deleted by its author"
+        )
 
 
 @pytest.mark.parametrize(
@@ -242,45 +311,6 @@ async def test_a_profile_with_escaped_nuls_is_saved_without_them(migrated_dsn: s
         assert (await core.submit(ALICE, ALICE.sign(0, content))).message == ""
         row = await core.pool.fetchrow("SELECT display_name, about, nip05_handle, avatar_url FROM users")
         assert tuple(row.values()) == ("ab", "", None, "p")
-
-
-async def test_access_is_asked_again_in_the_transaction(migrated_dsn: str) -> None:
-    """What the caches said at admission may be over when the effect is done."""
-    async with running_core(migrated_dsn) as core:
-        await core.create(ALICE, visibility="private")
-        await core.add(ALICE, BOB)
-        message = BOB.sign(9, "mine", [["h", CHANNEL]])
-        await core.submit(BOB, message)
-        effects = [BOB.sign(7, "+", [["e", message.id]]), BOB.sign(5, tags=[["e", message.id]])]
-        admitted = [await core.ingest.admit(event, BOB.caller, Door.WEBSOCKET) for event in effects]
-        await core.pool.execute("UPDATE channel_members SET removed_at = now() WHERE role = 'member'")
-        for admission in admitted:
-            assert isinstance(admission, Admission)
-            assert (await core.ingest.perform(admission)).message == "restricted: not a channel member"
-        assert not await core.directory.is_member(CHANNEL, BOB.pubkey)
-        assert not {5, 7} & set(await core.kinds())
-
-
-async def test_a_proxy_deletes_for_the_author_and_nobody_else(migrated_dsn: str) -> None:
-    async with running_core(migrated_dsn) as core:
-        await core.create(ALICE, visibility="private")
-        message = ALICE.sign(9, "x", [["h", CHANNEL]])
-        await core.submit(ALICE, message)
-        proxy = Person.number(7, scopes=frozenset({"proxy:submit"}))
-        deletion = {"tags": [["e", message.id]], "at": 1_000_000}
-        assert (await core.submit(proxy, BOB.sign(5, **deletion))).message == "invalid: must be event author"
-        assert (await core.submit(proxy, ALICE.sign(5, **deletion))).message == ""
-        assert 9 not in await core.kinds()
-
-
-async def test_the_state_of_a_group_is_nobodys_to_delete(migrated_dsn: str) -> None:
-    """Its first `p` tag names a member, for whom it was not signed: without it the group would have no state."""
-    async with running_core(migrated_dsn) as core:
-        await core.create(ALICE)
-        for kind in (39001, 39002):
-            state = await core.pool.fetchval("SELECT encode(id, 'hex') FROM events WHERE kind = $1", kind)
-            outcome = await core.submit(ALICE, ALICE.sign(5, tags=[["e", state]]))
-            assert outcome.message == "invalid: must be event author"
 
 
 async def test_ephemeral_events_are_asked_for_scope_first_and_never_for_the_time(migrated_dsn: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import orjson
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.asyncpg_trio import connect
+from relay.asyncpg_trio import Connection, connect
 from relay.nostr.event import Event, load_event
 from relay.store import channels, events, members
-from relay.store.events import Row
+from relay.store.events import Replaced, Row
 from tests.support.core import ALICE, BOB, CAROL, CHANNEL
 
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=30)
@@ -114,14 +115,56 @@ async def test_search_leaves_out_what_is_not_for_people(migrated_dsn: str) -> No
     con.terminate()
 
 
-async def test_addressable_events_replace_by_d_tag(migrated_dsn: str) -> None:
-    con = await connect(migrated_dsn)
+async def test_addressable_events_replace_by_d_tag(con: Connection) -> None:
     base = 1_700_000_000
     async with con.transaction():
         for offset, d in ((0, "a"), (1, "b"), (2, "a")):
-            assert await events.replace(con, ALICE.sign(30023, str(offset), [["d", d]], at=base + offset), None)
-        assert not await events.replace(con, ALICE.sign(30023, "old", [["d", "a"]], at=base), None)
-        assert await events.replace(con, ALICE.sign(30023, "none", at=base), None)
+            article = ALICE.sign(30023, str(offset), [["d", d]], at=base + offset)
+            assert await events.replace(con, article, None) is Replaced.STORED
+        old = ALICE.sign(30023, "old", [["d", "a"]], at=base)
+        assert await events.replace(con, old, None) is Replaced.LOST
+        assert await events.replace(con, ALICE.sign(30023, "none", at=base), None) is Replaced.STORED
     rows = await con.fetch("SELECT content, d_tag FROM events WHERE deleted_at IS NULL ORDER BY 1")
     assert [tuple(record.values()) for record in rows] == [("1", "b"), ("2", "a"), ("none", "")]
-    con.terminate()
+
+
+@pytest.mark.parametrize(("kind", "d"), [(30023, ""), (30023, "a b"), (30023, "x" * 1024), (0, ""), (3, "")])
+async def test_what_its_author_took_back_by_address_does_not_come_again(con: Connection, kind: int, d: str) -> None:
+    base = 1_700_000_000
+    tags = [["d", d]] if d else []
+    deletion = ALICE.sign(5, tags=[["a", f"{kind}:{ALICE.pubkey}:{d}"]], at=base)
+    async with con.transaction():
+        await events.insert_one(con, deletion, None)
+        for at in (base - 5, base):
+            assert await events.replace(con, ALICE.sign(kind, "{}", tags, at=at), None) is Replaced.DELETED_BY_AUTHOR
+        # A deletion of a deletion has no effect.
+        await events.mark_deleted(con, deletion.id)
+        old = ALICE.sign(kind, "{}", tags, at=base)
+        assert await events.replace(con, old, None) is Replaced.DELETED_BY_AUTHOR
+        assert await events.replace(con, BOB.sign(kind, "{}", tags, at=base), None) is Replaced.STORED
+        assert await events.replace(con, ALICE.sign(kind, "{}", tags, at=base + 1), None) is Replaced.STORED
+        assert await events.replace(con, ALICE.sign(30023, "", [["d", "other"]], at=base), None) is Replaced.STORED
+
+
+async def test_an_address_is_taken_back_by_its_author_only(con: Connection) -> None:
+    article = ALICE.sign(30023, "", [["d", "a"]], at=1_700_000_000)
+    await events.insert_one(con, BOB.sign(5, tags=[["a", f"30023:{ALICE.pubkey}:a"]]), None)
+    async with con.transaction():
+        assert await events.replace(con, article, None) is Replaced.STORED
+
+
+@pytest.mark.parametrize(
+    ("tags", "seconds"),
+    [([], None), ([["expiration", "soon"], ["expiration", "17"]], 17), ([["expiration", "9" * 18]], 10**18 - 1)],
+)
+async def test_both_ways_in_note_when_an_event_expires(
+    con: Connection, tags: list[list[str]], seconds: int | None
+) -> None:
+    one, of_batch = ALICE.sign(1, "a", tags), ALICE.sign(1, "b", tags)
+    await events.insert_one(con, one, None)
+    await events.insert_batch(con, [row(of_batch), row(ALICE.sign(1, "stays"))])
+    for event in (one, of_batch):
+        stored = await events.get(con, event.id)
+        assert stored is not None
+        assert (stored.expires_at, stored.deleted) == (seconds, False)
+    assert await con.fetchval("SELECT expires_at FROM events WHERE content = 'stays'") is None

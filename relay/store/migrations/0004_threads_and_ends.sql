@@ -36,3 +36,6 @@ END $$;
 CREATE TRIGGER token_ended AFTER UPDATE OF revoked_at, expires_at ON api_tokens FOR EACH ROW
     WHEN (NEW.revoked_at IS DISTINCT FROM OLD.revoked_at OR NEW.expires_at IS DISTINCT FROM OLD.expires_at)
     EXECUTE FUNCTION notify_token_ended();
+
+-- What an author has taken back: whether a version that comes again was deleted before.
+CREATE INDEX events_gone ON events (pubkey, kind) WHERE deleted_at IS NOT NULL AND channel_id IS NULL;
