@@ -8,6 +8,10 @@ ignores them; whoever answers from the store applies them.
 
 `channel_id` below is always the channel in which the relay filed the event: for a reaction or a deletion that is the
 channel of its target, although the event itself has no `h` tag.
+
+`#h` of UUIDs asks for the events *of* these channels. An event of another channel, or of none, may mention one of them
+in a further `h` tag: it is found neither live (who follows a channel gets what is filed there) nor in the store (an
+index by channel), so it matches nowhere.
 """
 
 from __future__ import annotations
@@ -32,7 +36,11 @@ class InvalidFilter(ProtocolError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One filter. None means: no such condition. `tags` maps the letter (case counts) to the values wanted."""
+    """One filter. None means: no such condition. `tags` maps the letter (case counts) to the values wanted.
+
+    `channels` follows from `#h`: where all its values are UUIDs, the filter is about these channels (canonical ids),
+    and an event filed elsewhere does not match, whatever it mentions. None: `#h` is absent or also has other text.
+    """
 
     ids: frozenset[str] | None = None
     authors: frozenset[str] | None = None
@@ -42,6 +50,14 @@ class Filter:
     limit: int | None = None
     search: str | None = None
     tags: dict[str, frozenset[str]] = field(default_factory=dict)
+    channels: frozenset[str] | None = field(init=False, compare=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        # Made once: fan-out compares every event with it.
+        if "h" in self.tags:
+            named = [parse_uuid(text) for text in self.tags["h"]]
+            if None not in named:
+                object.__setattr__(self, "channels", frozenset(named))
 
 
 # --- parse ------------------------------------------------------------------------------------------------------------
@@ -130,6 +146,8 @@ def matches(wanted: Filter, event: Event, channel_id: str | None) -> bool:
     if wanted.since is not None and event.created_at < wanted.since:
         return False
     if wanted.until is not None and event.created_at > wanted.until:
+        return False
+    if wanted.channels is not None and channel_id not in wanted.channels:
         return False
     return not wanted.tags or _tags_match(wanted.tags, event, channel_id)
 

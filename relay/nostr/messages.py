@@ -1,4 +1,4 @@
-"""The frames of NIP-01 and NIP-42: what a client sent becomes a typed message, what the relay says becomes bytes.
+"""The frames of NIP-01, NIP-42 and NIP-45: what a client sent becomes a typed message, what the relay says bytes.
 
 The payload of one WebSocket message goes in. Out comes a `ClientMessage`, or `InvalidMessage` with the text that the
 client gets in a NOTICE; nothing else is ever raised, whatever the bytes. The lower half makes the payloads that the
@@ -54,6 +54,14 @@ class ReqMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class CountMessage:
+    """`["COUNT",id,filter…]` (NIP-45). Its ids live apart from those of subscriptions: nothing is opened or closed."""
+
+    sub_id: str
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CloseMessage:
     """`["CLOSE",id]`. The id may be any string."""
 
@@ -67,7 +75,7 @@ class AuthMessage:
     event: Event
 
 
-ClientMessage: TypeAlias = EventMessage | ReqMessage | CloseMessage | AuthMessage
+ClientMessage: TypeAlias = EventMessage | ReqMessage | CountMessage | CloseMessage | AuthMessage
 
 
 # --- client to relay --------------------------------------------------------------------------------------------------
@@ -91,7 +99,9 @@ def parse_client_message(data: str | bytes, *, filters_max: int = FILTERS_MAX) -
         case "EVENT":
             return _parse_event_message(message)
         case "REQ":
-            return _parse_req(message, filters_max)
+            return ReqMessage(*_parse_query("REQ", message, filters_max))
+        case "COUNT":
+            return CountMessage(*_parse_query("COUNT", message, filters_max))
         case "CLOSE":
             return _parse_close(message)
         case "AUTH":
@@ -145,21 +155,22 @@ def _parse_auth(message: list[object]) -> AuthMessage:
         raise InvalidMessage(f"invalid auth event: {error.reason}") from None
 
 
-def _parse_req(message: list[object], filters_max: int) -> ReqMessage:
+def _parse_query(verb: str, message: list[object], filters_max: int) -> tuple[str, tuple[Filter, ...]]:
+    """Id and filters of a REQ or COUNT: the same rules, the same words."""
     if len(message) < 2:
-        raise InvalidMessage("REQ requires sub_id")
+        raise InvalidMessage(f"{verb} requires sub_id")
     sub_id = message[1]
     if type(sub_id) is not str:
-        raise InvalidMessage("REQ sub_id must be a string")
+        raise InvalidMessage(f"{verb} sub_id must be a string")
     if not sub_id:
-        raise InvalidMessage("REQ sub_id must not be empty")
+        raise InvalidMessage(f"{verb} sub_id must not be empty")
     if len(sub_id.encode()) > SUB_ID_BYTES_MAX:
-        raise InvalidMessage(f"REQ sub_id exceeds maximum length of {SUB_ID_BYTES_MAX} bytes")
+        raise InvalidMessage(f"{verb} sub_id exceeds maximum length of {SUB_ID_BYTES_MAX} bytes")
     count = len(message) - 2
     if count > filters_max:
-        raise InvalidMessage(f"REQ contains {count} filters, maximum is {filters_max}")
+        raise InvalidMessage(f"{verb} contains {count} filters, maximum is {filters_max}")
     try:
-        return ReqMessage(sub_id, tuple([parse_filter(obj) for obj in message[2:]]))
+        return sub_id, tuple([parse_filter(obj) for obj in message[2:]])
     except InvalidFilter as error:
         raise InvalidMessage(f"invalid filter: {error.reason}") from None
 
@@ -199,6 +210,11 @@ def ok(event_id: str, accepted: bool, message: str) -> bytes:
 def eose(sub_id: str) -> bytes:
     """`["EOSE",sub]`: all that was stored has been sent."""
     return orjson.dumps(["EOSE", sub_id])
+
+
+def count(sub_id: str, number: int) -> bytes:
+    """`["COUNT",sub,{"count":n}]` (NIP-45)."""
+    return orjson.dumps(["COUNT", sub_id, {"count": number}])
 
 
 def closed(sub_id: str, message: str) -> bytes:

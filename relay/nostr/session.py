@@ -22,7 +22,14 @@ from typing import Final, Generic, TypeVar
 
 from relay.errors import ProtocolError
 from relay.nostr import messages
-from relay.nostr.messages import AuthMessage, ClientMessage, CloseMessage, EventMessage, ReqMessage
+from relay.nostr.messages import (
+    AuthMessage,
+    ClientMessage,
+    CloseMessage,
+    CountMessage,
+    EventMessage,
+    ReqMessage,
+)
 
 AuthT = TypeVar("AuthT")
 
@@ -40,6 +47,7 @@ class Phase(Enum):
 class Verb(Enum):
     EVENT = auto()
     REQ = auto()
+    COUNT = auto()
     CLOSE = auto()
     AUTH = auto()
 
@@ -67,14 +75,24 @@ _REQ_EARLY: Final = Gate(
     refusal="auth-required: not authenticated",
     notice="auth-required: authenticate before subscribing",
 )
+# Without the NOTICE: who counts has not subscribed to anything.
+_COUNT_EARLY: Final = Gate(allowed=False, refusal="auth-required: not authenticated")
 _AUTH_AGAIN: Final = Gate(allowed=False, refusal="auth-required: already authenticated")
 _AUTH_TOO_LATE: Final = Gate(allowed=False, refusal="auth-required: authentication already failed")
 
+_NOT_YET: Final = {
+    Verb.EVENT: _EVENT_EARLY,
+    Verb.REQ: _REQ_EARLY,
+    Verb.COUNT: _COUNT_EARLY,
+    Verb.CLOSE: _OPEN,
+}  # fmt: skip
+_LET_IN: Final = dict.fromkeys((Verb.EVENT, Verb.REQ, Verb.COUNT, Verb.CLOSE), _OPEN)
+
 GATES: Final = MappingProxyType(
     {
-        Phase.PENDING: {Verb.EVENT: _EVENT_EARLY, Verb.REQ: _REQ_EARLY, Verb.CLOSE: _OPEN, Verb.AUTH: _OPEN},
-        Phase.AUTHENTICATED: {Verb.EVENT: _OPEN, Verb.REQ: _OPEN, Verb.CLOSE: _OPEN, Verb.AUTH: _AUTH_AGAIN},
-        Phase.FAILED: {Verb.EVENT: _EVENT_EARLY, Verb.REQ: _REQ_EARLY, Verb.CLOSE: _OPEN, Verb.AUTH: _AUTH_TOO_LATE},
+        Phase.PENDING: {**_NOT_YET, Verb.AUTH: _OPEN},
+        Phase.AUTHENTICATED: {**_LET_IN, Verb.AUTH: _AUTH_AGAIN},
+        Phase.FAILED: {**_NOT_YET, Verb.AUTH: _AUTH_TOO_LATE},
     }
 )
 
@@ -87,7 +105,13 @@ TRANSITIONS: Final = MappingProxyType(
 )
 
 _VERBS: Final = MappingProxyType(
-    {EventMessage: Verb.EVENT, ReqMessage: Verb.REQ, CloseMessage: Verb.CLOSE, AuthMessage: Verb.AUTH}
+    {
+        EventMessage: Verb.EVENT,
+        ReqMessage: Verb.REQ,
+        CountMessage: Verb.COUNT,
+        CloseMessage: Verb.CLOSE,
+        AuthMessage: Verb.AUTH,
+    }
 )
 
 

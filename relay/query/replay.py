@@ -11,23 +11,28 @@ that, is left out there. So each event comes once, although neither side waits f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
+from relay.asyncpg_trio import Connection
 from relay.config import Settings
 from relay.nostr.filter import Filter
-from relay.query.sql import Cursor, Reach, Selection, select
+from relay.query.conditions import Reach
+from relay.query.sql import Cursor, Selection, select
 from relay.store.snapshot import Snapshot
 
 PAGE_ROWS: Final = 500
 
 
 class Database(Protocol):
-    """A pool or a connection."""
+    """A pool."""
 
     async def fetch(self, query: str, *args: Any) -> Sequence[Any]: ...
+
+    def transaction(self, *, readonly: bool = False) -> AbstractAsyncContextManager[Connection]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +68,12 @@ class Pages:
         trio.TooSlowError: it took longer than `Limits.statement_seconds`.
     """
 
-    def __init__(self, db: Database, filters: Sequence[Filter], reach: Reach, limits: Limits) -> None:
+    def __init__(self, db: Database, filters: Sequence[Filter], reach: Reach, limits: Limits, now: int) -> None:
         self._db = db
         self._limits = limits
         chosen = [
-            select(wanted, reach, limit_default=limits.rows_default, limit_max=limits.rows_max) for wanted in filters
+            select(wanted, reach, now=now, limit_default=limits.rows_default, limit_max=limits.rows_max)
+            for wanted in filters
         ]
         self._selections = [selection for selection in reversed(chosen) if selection is not None]
         # An event is sent once, however many filters find it; with one filter it cannot be found twice.
@@ -124,7 +130,8 @@ class Pages:
         return len(rows), fresh
 
 
-def pages(db: Database, filters: Sequence[Filter], reach: Reach, limits: Limits) -> Pages:
+def pages(db: Database, filters: Sequence[Filter], reach: Reach, limits: Limits, *, now: int) -> Pages:
     """The stored events that match any of the filters: for each filter in turn its newest, at most `limit` of them,
-    `created_at` descending, of equals the lowest id first. Deleted events are left out."""
-    return Pages(db, filters, reach, limits)
+    `created_at` descending, of equals the lowest id first. Left out: what was deleted, and what has expired at `now`
+    (seconds)."""
+    return Pages(db, filters, reach, limits, now)

@@ -1,8 +1,8 @@
 """REQ: who may subscribe to what, the stored events, EOSE, and the step to live ones.
 
 In: a parsed REQ of an authenticated session. Out: stored events from `query`, EOSE, then those that came meanwhile;
-from there the fan-out task delivers. Or CLOSED with a text, and then nothing is left of an older subscription of the
-same name: a client that was refused must not go on getting events for filters that it no longer wants.
+from there the fan-out task delivers. Or CLOSED with a text, or the answer to a search (`searches`). Whichever it is, it
+ends an older subscription of the same name: a client must not go on getting events for filters that it has replaced.
 
 Theory. Between "may this key read the channel" and "tell this subscription when it may not any more" lies no
 checkpoint: audiences are loaded first, then the check and the registration are one stretch. For a global subscription,
@@ -12,108 +12,93 @@ removal before it shows in that list, a later one in `LiveSubscription.revoked`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-import structlog
-import trio
-
-from relay.access.identity import Caller
-from relay.access.scopes import MESSAGES_READ
-from relay.errors import SHUTTING_DOWN, StoreError
 from relay.fanout.hub import LiveSubscription, SubscriptionState
 from relay.fanout.outbound import Frame
 from relay.nostr import messages
 from relay.nostr.filter import p_gate_refused, subscription_channels
 from relay.nostr.messages import ReqMessage, event_ws_frame
+from relay.query.conditions import Reach
 from relay.query.replay import Limits, Pages, Row, pages
-from relay.query.sql import Reach
-from relay.store.failures import STORE_FAILURES
 from relay.store.snapshot import Snapshot
+from relay.websocket import searches
+from relay.websocket.reading import FAILURES, Refused, batches, failure_text, readable, reader
 
 if TYPE_CHECKING:
     from relay.websocket.session import Session
 
-log = structlog.get_logger(__name__)
-
-NO_SCOPE: Final = "restricted: insufficient scope"
 TOO_MANY: Final = "error: too many subscriptions"
-DATABASE: Final = "error: database error"
 NOT_MEMBER: Final = "restricted: not a channel member"
 P_GATED: Final = "restricted: p-gated events require #p matching your pubkey"
-SEARCH: Final = "unsupported: filters with search are not supported yet"
-
-# Stored events leave in writes of about this size: one system call for a hundred events, and small enough that what
-# waits for room is soon reached by a removal.
-WRITE_BYTES: Final = 64 << 10
+MIXED: Final = "error: mixed search and non-search filters not supported"
 
 # Of all subscriptions of a connection together, in values of filters and entries of the index: some 25 MB. A thousand
 # subscriptions with a message full of ids each would be half a gigabyte. (Five hundred lists of 250 contacts fit.)
 COST_MAX: Final = 1 << 17
-
-FAILURES: Final = (*STORE_FAILURES, StoreError, trio.TooSlowError)
-
-
-class _Refused(Exception):
-    """The REQ ends with CLOSED and this text, after a NOTICE where one is due."""
-
-    def __init__(self, text: str, *, notice: bool = False) -> None:
-        super().__init__(text)
-        self.text = text
-        self.notice = notice
 
 
 async def serve(session: Session, request: ReqMessage) -> None:
     """Answers a REQ to its EOSE or CLOSED. Raises trio.BrokenResourceError when the connection is ending."""
     hub = session.services.hub
     try:
-        subscription, reach = await _subscribe(session, request)
-        await _replay(session, subscription, reach)
-    except _Refused as refused:
+        accessible = await _admit(session, request)
+        if _is_search(request):
+            await searches.answer(session, request, accessible)
+        else:
+            subscription, reach = await _subscribe(session, request, accessible)
+            await _replay(session, subscription, reach)
+    except Refused as refused:
         hub.unsubscribe(session, request.sub_id)
         if refused.notice:
             await session.put(messages.notice(refused.text))
         await session.put(messages.closed(request.sub_id, refused.text))
     except FAILURES as error:
-        log.error("a subscription could not be answered", error=repr(error))
         hub.unsubscribe(session, request.sub_id)
-        await session.put(messages.closed(request.sub_id, DATABASE))
+        await session.put(messages.closed(request.sub_id, failure_text(error, "a REQ")))
 
 
 # -- may it ------------------------------------------------------------------------------------------------------------
 
 
-async def _subscribe(session: Session, request: ReqMessage) -> tuple[LiveSubscription, Reach]:
-    """Checks in the contract's order, and registers. Raises `_Refused`."""
-    services, caller = session.services, session.caller
-    assert caller is not None
-    if services.draining():
-        raise _Refused(SHUTTING_DOWN.text)
-    if not caller.has(MESSAGES_READ):
-        raise _Refused(NO_SCOPE, notice=True)
+async def _admit(session: Session, request: ReqMessage) -> frozenset[str]:
+    """What holds for subscriptions and searches alike, in the contract's order; the channels that the caller may read.
+
+    The gate stands before the search: that must not find what a subscription may not show. Raises `Refused`.
+    """
+    services, caller = session.services, reader(session)
     services.hub.unsubscribe(session, request.sub_id)
     if services.hub.subscription_count(session) >= services.settings.max_subscriptions:
-        raise _Refused(TOO_MANY)
-    readable = await _readable(session, caller)
+        raise Refused(TOO_MANY)
+    accessible = await readable(session, caller)
+    if subscription_channels(request.filters) is None and p_gate_refused(request.filters, caller.pubkey):
+        raise Refused(P_GATED)
+    return accessible
+
+
+def _is_search(request: ReqMessage) -> bool:
+    """Whether all filters are searches. Raises `Refused` where only some are."""
+    searched = [wanted.search is not None for wanted in request.filters]
+    if any(searched) and not all(searched):
+        raise Refused(MIXED)
+    return any(searched)
+
+
+async def _subscribe(
+    session: Session, request: ReqMessage, accessible: frozenset[str]
+) -> tuple[LiveSubscription, Reach]:  # fmt: skip
+    """Registers, and says what of the store may be shown. Raises `Refused`."""
+    services, caller = session.services, reader(session)
     channels = subscription_channels(request.filters)
-    # Before the search check: a search must not find what a subscription may not show.
-    if channels is None and p_gate_refused(request.filters, caller.pubkey):
-        raise _Refused(P_GATED)
-    if any(wanted.search is not None for wanted in request.filters):
-        raise _Refused(SEARCH)
     if channels is None:
         subscription = _register(session, request, None)
-        return subscription, Reach(readable & await _readable(session, caller))
-    await services.hub.watch(sorted(channels & readable))
-    open_to_us = frozenset(each for each in channels & readable if services.hub.may_receive(session, each))
+        return subscription, Reach(accessible & await readable(session, caller))
+    await services.hub.watch(sorted(channels & accessible))
+    open_to_us = frozenset(each for each in channels & accessible if services.hub.may_receive(session, each))
     if not open_to_us:
-        raise _Refused(NOT_MEMBER)
+        raise Refused(NOT_MEMBER)
     return _register(session, request, open_to_us), Reach(open_to_us, global_events=False, channels=open_to_us)
-
-
-async def _readable(session: Session, caller: Caller) -> frozenset[str]:
-    accessible = await session.services.directory.accessible(caller.pubkey)
-    return accessible if caller.channel_ids is None else accessible & caller.channel_ids
 
 
 def _register(session: Session, request: ReqMessage, channels: frozenset[str] | None) -> LiveSubscription:
@@ -121,7 +106,7 @@ def _register(session: Session, request: ReqMessage, channels: frozenset[str] | 
     subscription = LiveSubscription(session, request.sub_id, request.filters, channels, prefix)
     hub = session.services.hub
     if hub.index.cost(session) + subscription.cost > COST_MAX:
-        raise _Refused(TOO_MANY)
+        raise Refused(TOO_MANY)
     hub.subscribe(subscription)
     return subscription
 
@@ -132,7 +117,8 @@ def _register(session: Session, request: ReqMessage, channels: frozenset[str] | 
 async def _replay(session: Session, subscription: LiveSubscription, reach: Reach) -> None:
     services = session.services
     limits = Limits.from_settings(services.settings)
-    found = pages(services.pool, subscription.filters, reach, limits)
+    now = services.now_us() // 1_000_000
+    found = pages(services.pool, subscription.filters, reach, limits, now=now)
     async for rows in found:
         await _send(session, subscription, rows)
         if subscription.state is SubscriptionState.CLOSED:
@@ -146,10 +132,10 @@ async def _replay(session: Session, subscription: LiveSubscription, reach: Reach
 async def _send(session: Session, subscription: LiveSubscription, rows: Sequence[Row]) -> None:
     """Rows as frames. Access is looked at for each write, with no checkpoint between the look and the write; what has
     to wait for room is bound to its channel and purged with it."""
-    for batch in _batches(rows):
+    for batch in batches(rows):
         frames = _frames(subscription, batch)
         if frames:
-            await session.outbound.put_many(frames)
+            await session.put_frames(frames)
 
 
 def _frames(subscription: LiveSubscription, rows: Sequence[Row]) -> list[Frame]:
@@ -163,25 +149,15 @@ def _frames(subscription: LiveSubscription, rows: Sequence[Row]) -> list[Frame]:
     ]
 
 
-def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    start = size = 0
-    for end, row in enumerate(rows, 1):
-        size += len(row.json)
-        if size >= WRITE_BYTES:
-            yield rows[start:end]
-            start, size = end, 0
-    if start < len(rows):
-        yield rows[start:]
-
-
 async def _go_live(session: Session, subscription: LiveSubscription, found: Pages) -> None:
     """Hands over what came during the replay. No checkpoint between the step and the write, so there has to be room
     first: frames that wait for it would be overtaken by the events after them."""
     outbound = session.outbound
     while (queued := outbound.statistics()).queued_bytes or queued.waiting_puts:
-        await outbound.wait_send_all_might_not_block()
+        async with session.place.aside():
+            await outbound.wait_send_all_might_not_block()
     # Where no filter asked the store, nothing was shown, and all that came is news.
     snapshot = found.snapshot or Snapshot(0, 0, frozenset())
     frames = session.services.hub.go_live(subscription, snapshot)
     if frames:
-        await outbound.put_many(frames)
+        await session.put_frames(frames)

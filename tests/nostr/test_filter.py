@@ -20,6 +20,7 @@ from relay.nostr.filter import (
     parse_filter,
     subscription_channels,
 )
+from relay.nostr.ids import parse_uuid
 from tests.nostr.people import ALICE, BOB, CAROL, CHANNEL, OTHER_CHANNEL, event
 
 ME, YOU = ALICE.public_hex, BOB.public_hex
@@ -134,6 +135,9 @@ def test_the_edges_are_inside():
 def oracle(wanted: dict, present: dict, channel: str | None) -> bool:
     """The rules read one after the other, on plain JSON, over every tag of every value."""
     verdicts = []
+    named = [parse_uuid(text) for text in wanted.get("#h", ())]
+    if named and None not in named:
+        verdicts.append(channel in named)
     for key, value in wanted.items():
         match key:
             case "ids":
@@ -255,7 +259,20 @@ def test_h_tag_of_the_author_wins_over_the_filing():
     assert not matches(wanted, event(tags=[["h", OTHER_CHANNEL]]), CHANNEL)
     assert not matches(wanted, event(tags=[["h", CHANNEL.upper()]]), CHANNEL)
     assert not matches(wanted, event(tags=[["h"]]), CHANNEL)
-    assert matches(wanted, event(tags=[["h", "x"], ["h", CHANNEL]]), None)
+    assert matches(wanted, event(tags=[["h", "x"], ["h", CHANNEL]]), CHANNEL)
+
+
+@pytest.mark.parametrize("spelling", [CHANNEL, CHANNEL.upper(), CHANNEL.replace("-", ""), "{" + CHANNEL + "}"])
+def test_channels_in_h_ask_for_what_is_filed_there(spelling):
+    """Who only mentions a channel, in a further `h` tag or in a global event, has not written in it."""
+    mention = event(tags=[["h", OTHER_CHANNEL], ["h", spelling]])
+    only, mixed = parse_filter({"#h": [spelling]}), parse_filter({"#h": [spelling, "general"]})
+    assert only.channels == {CHANNEL}
+    assert mixed.channels is None
+    assert matches(only, mention, CHANNEL)
+    for elsewhere in (OTHER_CHANNEL, None):
+        assert not matches(only, mention, elsewhere)
+        assert matches(mixed, mention, elsewhere)
 
 
 def test_only_h_falls_back_to_the_filing():

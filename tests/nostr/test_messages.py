@@ -16,6 +16,7 @@ from relay.nostr.messages import (
     DEPTH_MAX,
     AuthMessage,
     CloseMessage,
+    CountMessage,
     EventMessage,
     InvalidMessage,
     ReqMessage,
@@ -53,6 +54,9 @@ def detail_of(data):
          ReqMessage("s", tuple(Filter(kinds=frozenset([n])) for n in range(10)))),
         (wire("REQ", "é" * 128), ReqMessage("é" * 128, ())),
         (wire("REQ", 'a"\\b'), ReqMessage('a"\\b', ())),
+        (wire("COUNT", "s"), CountMessage("s", ())),
+        (wire("COUNT", "s", {}, {"kinds": [1]}), CountMessage("s", (Filter(), Filter(kinds=frozenset([1]))))),
+        (wire("COUNT", "é" * 128), CountMessage("é" * 128, ())),
         (wire("CLOSE", "s"), CloseMessage("s")),
         (wire("CLOSE", ""), CloseMessage("")),
         (wire("CLOSE", "x" * 1000, 1), CloseMessage("x" * 1000)),
@@ -87,7 +91,7 @@ def test_of_a_key_that_comes_twice_the_last_counts():
         ('[["EVENT"]]', "first element must be a string"),
         ("[null]", "first element must be a string"),
         ('["event",{}]', "unknown message type: event"),
-        ('["COUNT","s",{}]', "unknown message type: COUNT"),
+        ('["count","s",{}]', "unknown message type: count"),
         ('[""]', "unknown message type: "),
         ('["OK"]', "unknown message type: OK"),
         ('["EVENT"]', "EVENT requires event object"),
@@ -110,6 +114,17 @@ def test_of_a_key_that_comes_twice_the_last_counts():
         (wire("REQ", "s", *[1] * 12), "REQ contains 12 filters, maximum is 10"),
         ('["REQ","s",1]', "invalid filter: expected an object"),
         ('["REQ","s",{},{"#1":[]}]', "invalid filter: invalid alphabet char"),
+        ('["COUNT"]', "COUNT requires sub_id"),
+        ('["COUNT",1]', "COUNT sub_id must be a string"),
+        ('["COUNT",null,{}]', "COUNT sub_id must be a string"),
+        ('["COUNT",""]', "COUNT sub_id must not be empty"),
+        (wire("COUNT", "x" * 257), "COUNT sub_id exceeds maximum length of 256 bytes"),
+        (wire("COUNT", "é" * 128 + "x"), "COUNT sub_id exceeds maximum length of 256 bytes"),
+        (wire("COUNT", "s", *[{}] * 11), "COUNT contains 11 filters, maximum is 10"),
+        (wire("COUNT", "s", *[1] * 12), "COUNT contains 12 filters, maximum is 10"),
+        ('["COUNT","s",1]', "invalid filter: expected an object"),
+        ('["COUNT","s",{"kinds":[-1]}]', "invalid filter: kind must be an integer between 0 and 65535"),
+        ('["COUNT","s",{},{"#1":[]}]', "invalid filter: invalid alphabet char"),
         ('["CLOSE"]', "CLOSE requires sub_id"),
         ('["CLOSE",5]', "CLOSE sub_id must be a string"),
     ],
@@ -185,7 +200,7 @@ def check_contained(data):
     except InvalidMessage as error:
         text = error.notice
     else:
-        assert isinstance(message, (EventMessage, ReqMessage, CloseMessage, AuthMessage))
+        assert isinstance(message, (EventMessage, ReqMessage, CountMessage, CloseMessage, AuthMessage))
         return
     assert json.loads(messages.notice(text)) == ["NOTICE", text]
 
@@ -258,6 +273,7 @@ AWKWARD = 'a"b\\c\n\u2028é'
         (messages.ok("0a", False, "invalid: " + AWKWARD), ["OK", "0a", False, "invalid: " + AWKWARD]),
         (messages.eose(AWKWARD), ["EOSE", AWKWARD]),
         (messages.closed(AWKWARD, "error: x"), ["CLOSED", AWKWARD, "error: x"]),
+        (messages.count(AWKWARD, 93_412_452), ["COUNT", AWKWARD, {"count": 93_412_452}]),
         (messages.notice(AWKWARD), ["NOTICE", AWKWARD]),
         (messages.event_frame(messages.event_prefix(AWKWARD), EVENT.json), ["EVENT", AWKWARD, OBJECT]),
     ],

@@ -21,7 +21,7 @@ import pytest
 
 from relay.errors import ProtocolError
 from relay.nostr.event import Event
-from relay.nostr.messages import AuthMessage, CloseMessage, EventMessage, ReqMessage
+from relay.nostr.messages import AuthMessage, CloseMessage, CountMessage, EventMessage, ReqMessage
 from relay.nostr.session import GATES, TRANSITIONS, Outcome, Phase, SessionMisuse, SessionState, Verb, verb_of
 from tests.nostr.people import ALICE
 
@@ -35,6 +35,8 @@ def message(verb, name):
             return AuthMessage(signed)
         case "REQ":
             return ReqMessage(name, ())
+        case "COUNT":
+            return CountMessage(name, ())
         case "CLOSE":
             return CloseMessage(name)
     raise AssertionError(verb)
@@ -77,6 +79,8 @@ def test_before_authentication():
         >> REQ s1
         << ["NOTICE","auth-required: authenticate before subscribing"]
         << ["CLOSED","s1","auth-required: not authenticated"]
+        >> COUNT c1
+        << ["CLOSED","c1","auth-required: not authenticated"]
         >> CLOSE s1
         == allowed
         >> AUTH a1
@@ -96,6 +100,8 @@ def test_after_success():
         >> EVENT e1
         == allowed
         >> REQ s1
+        == allowed
+        >> COUNT s1
         == allowed
         >> CLOSE s1
         == allowed
@@ -120,6 +126,8 @@ def test_after_failure():
         >> REQ s1
         << ["NOTICE","auth-required: authenticate before subscribing"]
         << ["CLOSED","s1","auth-required: not authenticated"]
+        >> COUNT c1
+        << ["CLOSED","c1","auth-required: not authenticated"]
         >> CLOSE s1
         == allowed
         >> AUTH a2
@@ -194,7 +202,7 @@ def test_every_refusal_says_why_and_nothing_allowed_does():
 
 
 def test_only_an_authenticated_session_writes_or_reads():
-    for verb in (Verb.EVENT, Verb.REQ):
+    for verb in (Verb.EVENT, Verb.REQ, Verb.COUNT):
         assert [phase for phase in Phase if GATES[phase][verb].allowed] == [Phase.AUTHENTICATED]
 
 

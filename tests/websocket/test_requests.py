@@ -9,6 +9,7 @@ from relay.store.events import Row, insert_batch
 from relay.websocket import requests
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, fields, message, serving
+from tests.websocket.rights import limit
 
 NOWHERE = "00000009-0000-4000-8000-00000000abcd"
 P_GATED = "restricted: p-gated events require #p matching your pubkey"
@@ -28,10 +29,6 @@ async def test_refusals(relay: RelayUnderTest) -> None:
     assert await refused(client, {"authors": [BOB.pubkey]}) == P_GATED
     assert await refused(client, {"kinds": [1]}, {"kinds": [1059], "#p": [ALICE.pubkey]}) == P_GATED
     assert await refused(client, {"kinds": [44100], "#p": [BOB.pubkey, ALICE.pubkey]}) == P_GATED
-    unsupported = "unsupported: filters with search are not supported yet"
-    assert await refused(client, {"kinds": [1], "search": "x"}) == unsupported
-    # The gate stands before the search.
-    assert await refused(client, {"search": "x"}) == P_GATED
     assert relay.core.hub.subscription_count(next(iter(relay.endpoint._sessions))) == 0
 
 
@@ -49,6 +46,43 @@ async def test_what_passes_the_gate(relay: RelayUnderTest) -> None:
     ):
         assert await client.request("s", wanted) == []
     assert await client.request("none") == []
+
+
+async def test_it_needs_the_right_to_read(relay: RelayUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty list of scopes is no scope. (Original: it may read, and write nothing.)"""
+    client = await relay.connect(BOB)
+    await client.request("s", {"kinds": [1]})
+    for scopes in (frozenset({"messages:write"}), frozenset()):
+        limit(relay, BOB, monkeypatch, scopes=scopes)
+        await client.send("REQ", "s", {"kinds": [1]})
+        assert await client.receive() == ["NOTICE", "restricted: insufficient scope"]
+        assert await client.receive() == ["CLOSED", "s", "restricted: insufficient scope"]
+    assert relay.core.hub.statistics().subscriptions == 0
+
+
+async def test_however_many_channels_there_are(relay: RelayUnderTest) -> None:
+    """Original: of more than a thousand, which ones could be read was chance."""
+    rows = await relay.core.pool.fetch(
+        "INSERT INTO channels (name, visibility, created_by) SELECT 'c', 'open', $1 FROM generate_series(1, 1500)"
+        " RETURNING id::text",
+        bytes.fromhex(ALICE.pubkey),
+    )
+    channels = [row[0] for row in rows]
+    async with relay.core.pool.acquire() as con:
+        await insert_batch(con, [Row(message(ALICE, channel, channel), channel, None) for channel in channels])
+    client = await relay.connect(BOB)
+    found = await client.request("s", {"kinds": [9], "limit": 5000})
+    assert {each["content"] for each in found} == set(channels)
+
+
+async def test_newest_first_of_equals_the_lowest_id(relay: RelayUnderTest) -> None:
+    events = [ALICE.sign(1, f"{number}", at=1_700_000_000 + number // 3) for number in range(30)]
+    async with relay.core.pool.acquire() as con:
+        await insert_batch(con, [Row(event, None, None) for event in events])
+    client = await relay.connect(BOB)
+    ordered = [event.id for event in sorted(events, key=lambda event: (-event.created_at, event.id))]
+    assert [each["id"] for each in await client.request("s", {"kinds": [1]})] == ordered
+    assert [each["id"] for each in await client.request("s", {"kinds": [1], "limit": 7})] == ordered[:7]
 
 
 async def test_a_channel_in_h_is_no_way_around_the_gate(relay: RelayUnderTest) -> None:
@@ -131,10 +165,11 @@ async def test_the_number_of_filters_is_a_setting(migrated_dsn: str) -> None:
 
 
 async def test_the_memory_of_subscriptions_is_bounded(relay: RelayUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "COST_MAX", 100)
     client = await relay.connect(ALICE)
     few, many = {"kinds": [1], "#t": [str(number) for number in range(40)]}, [str(number) for number in range(100)]
     await client.request("a", few)
+    session = next(iter(relay.endpoint._sessions))
+    monkeypatch.setattr(requests, "COST_MAX", relay.core.hub.index.cost(session) * 9 // 4)
     await client.request("b", few)
     await client.send("REQ", "c", few)
     assert await client.receive() == ["CLOSED", "c", "error: too many subscriptions"]
@@ -192,6 +227,31 @@ async def test_a_store_that_does_not_answer_is_told(relay: RelayUnderTest) -> No
     session = next(iter(relay.endpoint._sessions))
     assert relay.core.hub.subscription_count(session) == 0
     assert await client.request("s", {"kinds": [1]}) == []
+
+
+async def test_a_busy_store_is_told(migrated_dsn: str) -> None:
+    """No free connection is a reason to come again, not a fault of the database. What was registered is gone."""
+    async with serving(migrated_dsn, pool_size_max=1, pool_size_min=1) as relay:
+        client = await relay.connect(ALICE)
+        assert await client.request("s", {"kinds": [1]}) == []
+        relay.core.pool._acquire_seconds = 0.05
+        async with relay.core.pool.acquire():
+            await client.send("REQ", "s", {"kinds": [1]})
+            assert await client.receive() == ["CLOSED", "s", "rate-limited: too many concurrent requests"]
+        assert relay.core.hub.statistics().subscriptions == 0
+        assert await client.request("s", {"kinds": [1]}) == []
+
+
+async def test_a_busy_store_that_is_asked_for_members_is_told(migrated_dsn: str) -> None:
+    async with serving(migrated_dsn, pool_size_max=1, pool_size_min=1) as relay:
+        channel = await relay.channel(ALICE)
+        client = await relay.connect(ALICE)
+        await relay.core.directory.accessible(ALICE.pubkey)  # known, so that the members are what is waited for
+        relay.core.pool._acquire_seconds = 0.05
+        async with relay.core.pool.acquire():
+            await client.send("REQ", "s", {"#h": [channel]})
+            assert await client.receive() == ["CLOSED", "s", "rate-limited: too many concurrent requests"]
+        assert await client.request("s", {"#h": [channel]}) == []
 
 
 async def test_a_statement_that_takes_too_long_is_told(migrated_dsn: str) -> None:
