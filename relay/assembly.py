@@ -22,6 +22,7 @@ from relay import __version__, admin, metrics
 from relay.access import relay_key
 from relay.access.authenticate import Authenticator
 from relay.access.directory import Directory
+from relay.access.token_watch import TokenWatch
 from relay.asyncpg_trio import Connection, Pool, connect
 from relay.audit import log as audit_log
 from relay.audit import outbox
@@ -31,6 +32,7 @@ from relay.audit.worker import AuditWorker
 from relay.config import Settings
 from relay.database import Database, connect_patiently
 from relay.fanout.hub import Hub
+from relay.fanout.presence import Presence
 from relay.http.app import create_app
 from relay.http.health import create_health_app, create_metrics_app
 from relay.http.services import Readiness, Services
@@ -135,7 +137,11 @@ class Parts:
             producers_seconds=max(0.0, settings.audit_drain_seconds - LAST_BATCH_SECONDS),
         )
         self._directory = Directory(main, settings)
-        self._hub = Hub(partial(_audiences, main), queue=settings.fanout_queue)
+        self._hub = Hub(
+            partial(_audiences, main),
+            queue=settings.fanout_queue,
+            presence=Presence(settings.presence_seconds, time.monotonic),
+        )
         self._ingest = Ingest(
             settings,
             pool=main,
@@ -150,6 +156,14 @@ class Parts:
         self._endpoint = WebSocketEndpoint(
             settings, self._hub, self._ingest, authenticator, self._directory, main, _now_us
         )
+        self._tokens = TokenWatch(
+            partial(self._connect, server_settings={"application_name": "relay token watch"}),
+            token_ids=self._hub.token_ids,
+            holders=self._endpoint.sessions,
+            end=self._endpoint.end_identity,
+            check_seconds=settings.token_check_seconds,
+        )
+        self._endpoint.on_login(self._tokens.logged_in)
         self._install_listener()
         self._probe = _Probe(
             OwnConnection(
@@ -177,6 +191,7 @@ class Parts:
             uptime=lambda: time.monotonic() - began,
             writes_refused=lambda: self._refusing,
             other_pools=(audit,),
+            refuse_event=self._endpoint.limits.refuse_event,
         )
         self.app: ASGIApp = create_app(self._services)
 
@@ -185,6 +200,7 @@ class Parts:
         install(
             self._endpoint,
             admission=self._endpoint.admission,
+            arrival=self._endpoint.limits.arrival,
             origin_allowed=same_host_or(settings.allowed_origins or ("*",)),
             limits=ListenerLimits(
                 head_seconds=settings.handshake_seconds,
@@ -226,6 +242,9 @@ class Parts:
             ("heartbeat", self._endpoint.run_heartbeat),
             ("audience loader", self._hub.run_loader),
             ("refusal counts", self._ingest.run_notes),
+            ("reaper", self._ingest.run_reaper),
+            ("token watch", self._tokens.run),
+            ("token expiries", self._tokens.run_expiries),
             ("loop lag", _measure_loop_lag),
         ]
 

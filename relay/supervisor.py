@@ -15,6 +15,7 @@ table; how they stop is told in relay/shutdown.py, what they are made of in rela
     web server                root nursery              the port                      told to stop at T, gone by T + 2
       one nursery each        the listener              a connection's frames         either side's end
     heartbeat, caretakers     root nursery              time                          cancelled
+    token watch               root nursery              notices of PostgreSQL, time   cancelled
     PostgreSQL's supervisor   root nursery              the child's end               cancelled
     health, metrics           root nursery              their ports                   cancelled
 

@@ -1,15 +1,17 @@
-"""From a credential to a caller: NIP-42 on the WebSocket, API tokens on both doors, the development header on HTTP.
+"""From a credential to a caller: NIP-42 on the WebSocket, API tokens and JSON Web Tokens on both doors, the development
+header on HTTP.
 
 In: an AUTH event with the challenge it must answer, a bearer token, or a key that the HTTP door has already decided to
 believe. Out: a `Caller`, or why not. Every decision is made on what the database says now: a revoked token is refused
 from the next look-up on. What the client hears does not tell it which check failed; `cause` does, for the logs.
 
-Not done here: JSON Web Tokens (refused), what to do with the sockets of a token that was revoked.
+Not done here: what to do with the connections of a token that ends later (see `token_watch`).
 """
 
 from __future__ import annotations
 
 import hmac
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from relay import metrics
 from relay.access import allowlist
 from relay.access.debounce import Debounce
 from relay.access.identity import KNOWN_SCOPES, AuthMethod, Caller
+from relay.access.oidc import PREFIX as JWT_PREFIX
+from relay.access.oidc import Grant, JwtProblem, TokenVerifier
+from relay.access.scopes import CHANNELS_READ
 from relay.asyncpg_trio import Pool
 from relay.config import Settings
 from relay.nostr.event import Event
@@ -55,7 +60,10 @@ class AuthRefusal:
 
 
 class Authenticator:
-    """Holds no sessions, only what debounces its writes. `relay_url` is the address that AUTH events must name."""
+    """Holds no sessions, only what debounces its writes. `relay_url` is the address that AUTH events must name.
+
+    Raises: ConfigError where the settings of JSON Web Tokens make no sense.
+    """
 
     def __init__(
         self, pool: Pool, settings: Settings, relay_url: str, clock: Callable[[], float] = time.monotonic
@@ -63,11 +71,15 @@ class Authenticator:
         self._pool = pool
         self._settings = settings
         self._relay_url = relay_url
+        self._jwt = TokenVerifier.from_settings(settings, clock)
         self._stamped = Debounce(seconds=LAST_USED_SECONDS, capacity=_KEYS_REMEMBERED, clock=clock)
         self._seen = Debounce(seconds=LAST_USED_SECONDS, capacity=_KEYS_REMEMBERED, clock=clock)
 
     async def websocket(self, event: Event, *, challenge: str, now: float) -> Caller | AuthRefusal:
-        """Decides on an AUTH event; `now` in seconds since the epoch. At most one statement. Counts the attempt."""
+        """Decides on an AUTH event; `now` in seconds since the epoch. At most one statement. Counts the attempt.
+
+        With a JSON Web Token it may wait for the issuer's keys (≤ 5 s).
+        """
         text = auth_token(event)
         with_token = text is not None and text.startswith(tokens.PREFIX)
         metrics.AUTH_ATTEMPTS.labels("api_token" if with_token else "nip42").inc()
@@ -80,6 +92,8 @@ class Authenticator:
                 return await self._with_key_alone(event.pubkey)
             if with_token:
                 return await self._with_token(event.pubkey, text)
+            if text.startswith(JWT_PREFIX) and self._jwt is not None:
+                return _with_grant(event.pubkey, await self._jwt.verify(text, now=now))
         except STORE_FAILURES as error:
             log.error("authentication could not ask the store", error=repr(error))
             return _refuse("nip42_internal", "store unavailable")
@@ -111,19 +125,40 @@ class Authenticator:
             AuthMethod.API_TOKEN,
             None if token.channel_ids is None else frozenset(token.channel_ids),
             token.id,
+            # Up, not down: until then the database calls the token valid.
+            None if token.expires_at is None else math.ceil(token.expires_at.timestamp()),
         )
+
+    async def json_web_token(self, text: str, *, now: float) -> Caller | None:
+        """Decides on a bearer token of the identity provider, for HTTP: reading channels is granted to all of them.
+
+        `now` in seconds since the epoch. One statement, if the key was not seen lately. None: refused, or no identity
+        provider is configured.
+        """
+        if self._jwt is None:
+            return None
+        found = await self._jwt.verify(text, now=now)
+        if isinstance(found, JwtProblem):
+            log.info("a JSON Web Token was refused", cause=found.value)
+            return None
+        await self._note_user(found.pubkey)
+        return Caller(found.pubkey, found.scopes | {CHANNELS_READ}, AuthMethod.OIDC, expires_at=found.expires_at)
 
     async def trusted_header(self, pubkey: str) -> Caller:
         """The caller for a key that the development header names. One statement, if the key was not seen lately."""
-        if self._seen.due(pubkey):
-            try:
-                await users.ensure(self._pool, [pubkey])
-            except STORE_FAILURES as error:
-                # The row is a convenience for later; what the request really needs of the store will tell.
-                log.warning("could not note a user", error=repr(error))
-            else:
-                self._seen.done(pubkey)
+        await self._note_user(pubkey)
         return Caller(pubkey, KNOWN_SCOPES, AuthMethod.X_PUBKEY)
+
+    async def _note_user(self, pubkey: str) -> None:
+        if not self._seen.due(pubkey):
+            return
+        try:
+            await users.ensure(self._pool, [pubkey])
+        except STORE_FAILURES as error:
+            # The row is a convenience for later; what the request really needs of the store will tell.
+            log.warning("could not note a user", error=repr(error))
+        else:
+            self._seen.done(pubkey)
 
     async def _with_key_alone(self, pubkey: str) -> Caller | AuthRefusal:
         if self._settings.require_auth_token:
@@ -144,6 +179,15 @@ class Authenticator:
                 if found.pubkey != pubkey:
                     return _refuse("api_token_invalid", "token of another key")
                 return found
+
+
+def _with_grant(pubkey: str, found: Grant | JwtProblem) -> Caller | AuthRefusal:
+    if isinstance(found, JwtProblem):
+        return _refuse("nip42_internal" if found is JwtProblem.NO_KEYS else "nip42_invalid", found.value)
+    # As with tokens: somebody else's must not make the signer somebody else.
+    if found.pubkey != pubkey:
+        return _refuse("nip42_invalid", "jwt: of another key")
+    return Caller(pubkey, found.scopes, AuthMethod.OIDC, expires_at=found.expires_at)
 
 
 def _refuse(reason: str, cause: str, text: str = VERIFICATION_FAILED) -> AuthRefusal:

@@ -38,6 +38,8 @@ class AuthMethod(Enum):
     API_TOKEN = "api_token"  # noqa: S105
     X_PUBKEY = "x_pubkey"
     """The development header on loopback."""
+    OIDC = "oidc"
+    """A JSON Web Token of the operator's identity provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Caller:
         scopes: Granted scopes; unknown strings grant nothing.
         channel_ids: Canonical UUIDs that a token is restricted to; None = no restriction, empty = no channel at all.
         token_id: The API token used, for revocation.
+        expires_at: Unix seconds at which the credential ends; None = never. At the login, what is known later of an API
+            token counts more.
     """
 
     pubkey: str
@@ -56,6 +60,7 @@ class Caller:
     method: AuthMethod
     channel_ids: frozenset[str] | None = None
     token_id: str | None = None
+    expires_at: int | None = None
 
     def has(self, scope: str) -> bool:
         return scope in self.scopes

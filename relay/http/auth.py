@@ -1,7 +1,8 @@
 """From a request to a `Caller`: the credentials of an `/api` route, in the order in which they count.
 
-1. `Authorization: Nostr …` is for another route; `Bearer sprout_…` is an API token; any other bearer token is refused
-   (and never falls through). Other schemes are as good as none.
+1. `Authorization: Nostr …` is for another route; `Bearer sprout_…` is an API token; any other bearer token is a JSON
+   Web Token of the configured identity provider, or refused (and never falls through). Other schemes are as good as
+   none.
 2. `X-Pubkey`, for development, if every one of the conditions in `_header_is_trusted` holds.
 3. Nothing: 401.
 
@@ -10,6 +11,7 @@ A caller is worth one statement at most. Scopes and a token's list of channels a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
@@ -89,7 +91,10 @@ async def _identify() -> Caller:
 
 async def _with_bearer(text: str) -> Caller:
     if not text.startswith(tokens.PREFIX):
-        raise _failed("authentication failed")
+        caller = await services().authenticator.json_web_token(text, now=time.time())
+        if caller is None:
+            raise _failed("authentication failed")
+        return caller
     found = await services().authenticator.bearer(text)
     if isinstance(found, TokenProblem):
         raise _failed(found.value)

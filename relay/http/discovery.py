@@ -29,7 +29,7 @@ async def relay_information() -> Response:
     """The same document under both addresses; its type is Nostr's own for those who ask for it by name."""
     parts = services()
     body = document(parts.settings, parts.relay_key.public_hex)
-    wanted = nip11.CONTENT_TYPE in request.headers.get("Accept", "")
+    wanted = nip11.CONTENT_TYPE in request.headers.get("Accept", "").lower()
     return Response(body, 200, content_type=nip11.CONTENT_TYPE if wanted else "application/json")
 
 
@@ -46,6 +46,7 @@ async def readiness() -> Response:
 
 def document(settings: Settings, relay_pubkey: str) -> bytes:
     """The NIP-11 document, with the limits that are enforced."""
+    drift = int(settings.max_clock_drift_seconds)
     return nip11.document(
         name=NAME,
         description=DESCRIPTION,
@@ -57,5 +58,15 @@ def document(settings: Settings, relay_pubkey: str) -> bytes:
             max_subscriptions=settings.max_subscriptions,
             max_filters=settings.max_filters,
             max_limit=settings.max_limit,
+            default_limit=settings.default_limit,
+            max_content_length=settings.max_content_bytes,
+            created_at_lower_limit=drift,
+            created_at_upper_limit=drift,
+        ),
+        rates=nip11.Rates(
+            messages_per_connection=settings.rate_messages or None,
+            events_per_key=settings.rate_events or None,
+            requests_per_key=settings.rate_requests or None,
+            connections_per_address=settings.rate_connections or None,
         ),
     )

@@ -23,6 +23,9 @@ async def submit_event() -> Response:
     body = await raw_body()
     caller = await authenticate()
     event = _event(body)
+    limited = services().refuse_event(caller)
+    if limited is not None:
+        raise from_refusal(limited)
     outcome = await services().ingest.submit(event, caller, Door.HTTP)
     if outcome.refusal is not None:
         raise from_refusal(outcome.refusal)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from relay.access.authenticate import Authenticator
 from relay.access.directory import Directory
+from relay.access.identity import Caller
 from relay.asyncpg_trio import Pool
 from relay.audit.worker import AuditWorker
 from relay.config import Settings
+from relay.errors import Refusal
 from relay.fanout.hub import Hub
 from relay.ingest.pipeline import Ingest
 from relay.nostr.keys import SecretKey
@@ -31,6 +33,7 @@ class Services:
     shutting_down: True from the moment readiness is to say so. Everything is still served then.
     writes_refused: True from the moment new writes are; None = from the moment `shutting_down` is true.
     uptime: Seconds since the start.
+    refuse_event: Whether this key has sent too many events, over either door; None = it may send one more.
     other_pools: Pools beside the main one, for `/metrics` only.
     """
 
@@ -47,6 +50,7 @@ class Services:
     uptime: Callable[[], float]
     writes_refused: Callable[[], bool] | None = None
     other_pools: tuple[Pool, ...] = ()
+    refuse_event: Callable[[Caller], Refusal | None] = lambda _: None
 
     @property
     def closed_to_writes(self) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from relay.access.token_watch import Why
+
 # A Close payload has at most 125 bytes, two of them the code.
 REASON_BYTES_MAX: Final = 123
 
@@ -34,6 +36,8 @@ INTERNAL_ERROR: Final = Ending(1011, "internal error", "error")
 PING_TIMEOUT: Final = Ending(1001, "ping timeout", "pings", abrupt=True)
 # Not 1008: the client did nothing wrong. "Try again later" makes it come back and ask for what it has missed.
 SLOW_CONSUMER: Final = Ending(1013, "too slow", "slow", abrupt=True)
+# Not 1013: coming back with the same credential would not help.
+IDENTITY: Final = {why: Ending(1008, why.value, f"token_{why.name.lower()}") for why in Why}
 SHUTDOWN: Final = Ending(1012, "restarting", "shutdown")
 
 

@@ -7,13 +7,15 @@ owns no task: `run_heartbeat` is started by the supervisor, sessions run in the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import trio
 
 from relay.access.authenticate import Authenticator
 from relay.access.directory import Directory
+from relay.access.identity import Caller
+from relay.access.token_watch import Why
 from relay.config import Settings
 from relay.fanout.hub import Hub
 from relay.ingest.pipeline import Ingest
@@ -21,6 +23,7 @@ from relay.query.replay import Database
 from relay.websocket import heartbeat
 from relay.websocket.endings import SHUTDOWN, ordered
 from relay.websocket.head import RequestHead
+from relay.websocket.limits import Limits
 from relay.websocket.session import Services, Session
 
 # Ending one connection wakes its task; so many of them at once leave room for the others' work.
@@ -55,10 +58,13 @@ class WebSocketEndpoint:
         self._sessions: dict[Session, None] = {}
         self._refused = 0
         self._draining = False
+        self._on_login: Callable[[Caller], None] | None = None
         self._all_gone = trio.Event()
+        self.limits = Limits(settings, ingest.note)
         self._services = Services(
-            settings, hub, ingest, authenticator, directory, pool, clock, draining=lambda: self._draining
-        )
+            settings, hub, ingest, authenticator, directory, pool, self.limits, clock,
+            draining=lambda: self._draining, logged_in=self._logged_in,
+        )  # fmt: skip
 
     # -- for the listener --------------------------------------------------------------------------------------------
 
@@ -84,6 +90,27 @@ class WebSocketEndpoint:
             del self._sessions[session]
             if not self._sessions:
                 self._all_gone.set()
+
+    # -- for whoever watches credentials ------------------------------------------------------------------------------
+
+    def on_login(self, function: Callable[[Caller], None]) -> None:
+        """`function` is called with every caller that logs in; it must neither raise nor wait."""
+        self._on_login = function
+
+    def _logged_in(self, caller: Caller) -> None:
+        if self._on_login is not None:
+            self._on_login(caller)
+
+    def sessions(self) -> Iterable[Session]:
+        """All that are open, logged in or not."""
+        return self._sessions
+
+    def end_identity(self, identity: str | Session, why: Why) -> int:
+        """Ends the session, or all that logged in with this token id; see `Session.end_identity`. How many did end."""
+        if isinstance(identity, Session):
+            return int(identity.end_identity(why))
+        peers = self._services.hub.peers_with_token(identity)
+        return sum(each.end_identity(why) for each in peers if isinstance(each, Session))
 
     # -- for the supervisor ------------------------------------------------------------------------------------------
 

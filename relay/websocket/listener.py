@@ -21,6 +21,7 @@ The accept loop itself is Trio's: it survives aborted connections, and when file
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -94,6 +95,7 @@ class Listener:
     """What all connections of one `install` share."""
 
     handler: WebSocketHandler
+    arrival: Callable[[str], float | None]
     admission: Callable[[], bool]
     origin_allowed: OriginPolicy
     takes_path: Callable[[str], bool]
@@ -115,15 +117,18 @@ class Listener:
         """Whether the request is for the WebSocket door. The relay's document has precedence, as in the original."""
         return head.is_websocket_upgrade and not head.wants_relay_document and self.takes_path(head.path)
 
-    def refusal(self, raw: bytes, head: RequestHead) -> Refusal | None:
+    def refusal(self, raw: bytes, head: RequestHead, peer: str) -> Refusal | None:
         """Why this upgrade gets a plain answer; None if the handler gets it."""
         fault = upgrade_fault(raw, head)
         if fault is not None:
             return fault
         if not self.origin_allowed(head):
             return Refusal(403, "origin not allowed")
+        seconds = self.arrival(peer)
+        if seconds is not None:
+            return Refusal(429, "too many new connections", _retry_after(math.ceil(seconds)))
         if not self.admission():
-            return Refusal(503, "too many connections", (("retry-after", str(RETRY_AFTER_SECONDS)),))
+            return Refusal(503, "too many connections", _retry_after(RETRY_AFTER_SECONDS))
         return None
 
 
@@ -176,7 +181,7 @@ class RelayTCPServer(TCPServer):
 
     async def _websocket(self, listener: Listener, stream: trio.SocketStream, raw: bytes, head: RequestHead) -> None:
         peer = _peer(stream.socket)
-        refusal = listener.refusal(raw, head)
+        refusal = listener.refusal(raw, head, peer)
         if refusal is not None:
             await self._refuse(listener, stream, len(raw), refusal)
             return
@@ -211,6 +216,7 @@ class RelayTCPServer(TCPServer):
 def install(
     handler: WebSocketHandler,
     *,
+    arrival: Callable[[str], float | None] = lambda peer: None,  # noqa: ARG005 - named for the reader
     admission: Callable[[], bool] = lambda: True,
     origin_allowed: OriginPolicy | None = None,
     takes_path: Callable[[str], bool] = lambda path: path == "/",
@@ -218,16 +224,18 @@ def install(
 ) -> Listener:
     """Make every Trio server that Hypercorn starts from now on in this process use our connection class.
 
-    `admission`: asked last before the handler gets an upgrade; False is answered with 503. `origin_allowed`: False is
-    answered with 403; by default as `same_host_or()`. `takes_path`: which paths are WebSocket endpoints.
+    `arrival`: asked, with the peer's address, for each upgrade that could be taken; seconds are answered with 429 and
+    told as the time to wait. `admission`: asked last before the handler gets an upgrade; False is answered with 503.
+    `origin_allowed`: False is answered with 403; by default as `same_host_or()`. `takes_path`: which paths are
+    WebSocket endpoints.
     Raises ConfigError if Hypercorn is not built as expected."""
     server_module: Any = hypercorn_run
     present = getattr(server_module, "TCPServer", None)
     if not (isinstance(present, type) and issubclass(present, TCPServer)):
         raise ConfigError("this version of Hypercorn is not supported: hypercorn.trio.run.TCPServer is not there")
     listener = Listener(
-        handler, admission, origin_allowed or same_host_or(), takes_path, limits or ListenerLimits()
-    )  # fmt: skip
+        handler, arrival, admission, origin_allowed or same_host_or(), takes_path, limits or ListenerLimits()
+    )
     server_module.TCPServer = type("InstalledTCPServer", (RelayTCPServer,), {"listener": listener})
     return listener
 
@@ -271,6 +279,10 @@ def _tune_websocket(sock: trio.socket.SocketType) -> None:
         # Trio allows 16 KiB of unsent bytes, so that a writer task is woken late; we have none, and a write of several
         # joined frames would be cut at that size.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, SEND_BUFFER_BYTES)
+
+
+def _retry_after(seconds: int) -> tuple[tuple[str, str], ...]:
+    return (("retry-after", str(max(1, seconds))),)
 
 
 def _peer(sock: trio.socket.SocketType) -> str:

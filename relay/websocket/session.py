@@ -22,7 +22,7 @@ Rules
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -33,15 +33,17 @@ from relay import metrics
 from relay.access.authenticate import Authenticator
 from relay.access.directory import Directory
 from relay.access.identity import Caller
+from relay.access.token_watch import Why
 from relay.config import Settings
 from relay.fanout.hub import Hub
-from relay.fanout.outbound import CloseReason, Outbound, OutboundLimits
+from relay.fanout.outbound import CloseReason, Frame, Outbound, OutboundLimits
 from relay.ingest.pipeline import Ingest
-from relay.nostr.messages import notice, ws_frame
+from relay.nostr.messages import closed, notice, ws_frame
 from relay.nostr.session import Phase, SessionState
 from relay.query.replay import Database
 from relay.websocket import endings, handlers
 from relay.websocket.endings import Ending
+from relay.websocket.limits import Limits
 from relay.websocket.replies import Replies
 from relay.websocket.transport import Transport
 
@@ -62,7 +64,10 @@ OUTBOUND_LOOK_MESSAGES = 32
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What all sessions share. `now_us`: the wall clock in microseconds. `draining`: whether the relay is stopping."""
+    """What all sessions share. `now_us`: the wall clock in microseconds. `draining`: whether the relay is stopping.
+
+    `logged_in` is told of every caller, as soon as `end_identity` of its session can reach it.
+    """
 
     settings: Settings
     hub: Hub
@@ -70,8 +75,10 @@ class Services:
     authenticator: Authenticator
     directory: Directory
     pool: Database
+    limits: Limits
     now_us: Callable[[], int]
     draining: Callable[[], bool]
+    logged_in: Callable[[Caller], None]
 
 
 class Session:
@@ -85,6 +92,8 @@ class Session:
         self.caller: Caller | None = None
         self.outbound: Outbound
         self.replies = Replies(self._offer_reply, settings.max_pending_events)
+        self.messages = services.limits.messages()
+        self.place = services.limits.gate.place()
         self._stream = stream
         self._transport: Transport
         self._websocket: WebSocketConnection
@@ -97,6 +106,8 @@ class Session:
         self._ending: Ending | None = None
         self._end_wanted = trio.Event()
         self._stop_reading = False
+        # Frames that go out between what is queued and the Close.
+        self._last_words: list[bytes] = []
         # Absolute times: until when queued frames may leave, and when the connection is given up.
         self._flush_deadline = 0.0
         self._close_deadline = 0.0
@@ -195,6 +206,7 @@ class Session:
             try:
                 message = message.decode()
             except UnicodeDecodeError:
+                await handlers.ignore(self)
                 return True
         limit = self.services.settings.max_frame_bytes
         # No character has more than four bytes.
@@ -238,6 +250,8 @@ class Session:
         nursery.cancel_scope.deadline = (
             self._close_deadline or trio.current_time() + self.services.settings.close_seconds
         )
+        if self._last_words:
+            self.outbound.offer_many([(frame, None) for frame in self._last_words])
         if not ending.abrupt:
             with trio.move_on_at(self._flush_deadline):
                 await self.replies.wait_empty()
@@ -248,7 +262,13 @@ class Session:
 
     async def put(self, payload: bytes) -> None:
         """Sends one message, waiting for room. Raises trio.BrokenResourceError when the connection is ending."""
-        await self.outbound.put(ws_frame(payload))
+        await self.put_frames([(ws_frame(payload), None)])
+
+    async def put_frames(self, frames: Sequence[Frame]) -> None:
+        """Sends ready-made frames in one write, waiting for room; a handler's turn goes to somebody else meanwhile.
+        The write, or the wait for it, comes before any checkpoint. Raises as `put`."""
+        async with self.place.aside():
+            await self.outbound.put_many(frames)
 
     def authenticated(self, caller: Caller) -> None:
         """The login succeeded: the connection may stay, and evictions find it."""
@@ -257,6 +277,7 @@ class Session:
         if self._ending is None:
             self._work.deadline = float("inf")
         self.services.hub.connect(self)
+        self.services.logged_in(caller)
 
     # -- for other tasks: synchronous --------------------------------------------------------------------------------
 
@@ -275,6 +296,25 @@ class Session:
         self._work.deadline = min(self._work.deadline, self._flush_deadline)
         if ending.abrupt:
             self._work.cancel()
+
+    def end_identity(self, why: Why) -> bool:
+        """The credential of this connection does not hold any longer: nothing more is done or sent in its name.
+
+        What is being handled is broken off where it stands (an EVENT that waits for its commit may still be stored).
+        Subscriptions end here, each with a CLOSED; nothing follows but OKs of EVENTs admitted before, and the Close.
+        False: there was no identity, or the connection is ending already.
+        """
+        if self.caller is None or self._ending is not None:
+            return False
+        hub = self.services.hub
+        sub_ids = list(hub.index.subs.get(self, ()))
+        hub.disconnect(self)
+        # Not sent yet: the handler may have stored events in hand, and none of them must come after this.
+        self._last_words = [ws_frame(closed(sub_id, f"auth-required: {why.value}")) for sub_id in sub_ids]
+        metrics.TOKENS_ENDED.labels(why.name.lower()).inc()
+        self.end(endings.IDENTITY[why])
+        self._work.cancel()
+        return True
 
     def drop(self, reason: str) -> None:
         """The fan-out could not keep the connection complete."""
@@ -311,6 +351,11 @@ class Session:
         self._handshake.cancel()
         self._work.cancel()
         self._stream.socket.close()
+
+    @property
+    def name(self) -> str:
+        """Who is to blame for what comes here: the key, or the address while none is proved."""
+        return self.peer if self.caller is None else self.caller.pubkey
 
     @property
     def is_authenticated(self) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from relay.embedded.process import living_in
-from scripts.benchmarks.target import free_port
+from scripts.benchmarks.target import RATES, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 60.0
@@ -56,6 +56,8 @@ class Relay:
             "SPROUT_METRICS_PORT": "0",
             "SPROUT_LOG_LEVEL": "info",
             "SPROUT_LOG_FORMAT": "json",
+            # A few keys write as fast as they can, all of them from one address.
+            **dict.fromkeys(RATES, "0"),
         }
 
     def spawn(self) -> None:

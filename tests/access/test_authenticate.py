@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Any
 
 import pytest
+import trio
+from structlog.testing import capture_logs
 
 from relay import metrics
 from relay.access.authenticate import LAST_USED_SECONDS, Authenticator, AuthRefusal, TokenProblem
 from relay.access.identity import KNOWN_SCOPES, PROXY_SUBMIT, AuthMethod, Caller
 from relay.asyncpg_trio.errors import PoolClosed
 from relay.config import Settings
+from relay.errors import ConfigError
 from relay.nostr.event import Event, sign_event
 from relay.nostr.keys import SecretKey
 from relay.store import tokens, users
+from tests.support import provider as support
+from tests.support.provider import Provider, running_provider
 
 URL = "ws://localhost:3000"
 NOW = 1_700_000_000
@@ -143,6 +149,13 @@ async def test_a_token_on_the_socket(store: Any) -> None:
     assert found.token_id == await store.con.fetchval("SELECT id::text FROM api_tokens")
     assert attempts("api_token") == before + 1
     assert len(store.statements) == 1
+    assert found.expires_at is None
+    ends = await mint(store, key, expires_days=1)
+    dated = await new_authenticator(store).websocket(proof(key, ["auth_token", ends]), challenge=CHALLENGE, now=NOW)
+    assert isinstance(dated, Caller)
+    (newest, *_) = await tokens.newest(store.con)
+    assert newest.expires_at is not None
+    assert dated.expires_at == math.ceil(newest.expires_at.timestamp())
     # A token does not replace the proof of the key.
     late = proof(key, ["auth_token", text], created_at=NOW - 61)
     refused = await new_authenticator(store).websocket(late, challenge=CHALLENGE, now=NOW)
@@ -244,3 +257,86 @@ async def test_the_trusted_header(store: Any) -> None:
     assert await store.con.fetchval("SELECT encode(pubkey, 'hex') FROM users") == key.public_hex
     store.pool.abort()
     assert (await authenticator.trusted_header(new_key().public_hex)).method is AuthMethod.X_PUBKEY
+
+
+# -- JSON Web Tokens ---------------------------------------------------------------------------------------------------
+
+
+def times(**changes: Any) -> dict[str, Any]:
+    return {"iat": NOW, "exp": NOW + 100, **changes}
+
+
+async def ask_with(store: Any, provider: Provider, key: SecretKey, text: str, **changes: Any) -> Caller | AuthRefusal:
+    authenticator = new_authenticator(store, **provider.settings(**changes))
+    return await authenticator.websocket(proof(key, ["auth_token", text]), challenge=CHALLENGE, now=NOW)
+
+
+async def test_a_json_web_token_on_the_socket(store: Any, nursery: trio.Nursery) -> None:
+    """It is a token of its own right: neither the demand for tokens nor the allow-list stands in its way."""
+    provider, key = await running_provider(nursery), new_key()
+    text = provider.token(key.public_hex, **times(scp=["messages:read", "x:unknown"]))
+    before = attempts("nip42")
+    for changes in ({}, {"require_auth_token": True}, {"pubkey_allowlist": True}):
+        found = await ask_with(store, provider, key, text, **changes)
+        scopes = frozenset({"messages:read", "x:unknown"})
+        assert found == Caller(key.public_hex, scopes, AuthMethod.OIDC, expires_at=NOW + 100)
+    assert attempts("nip42") == before + 3
+    assert store.statements == []
+
+
+async def test_json_web_tokens_that_open_nothing(store: Any, nursery: trio.Nursery) -> None:
+    """Whatever is wrong, the client hears the same; the log and the audit know which check it was."""
+    provider, key = await running_provider(nursery), new_key()
+    stranger = support.new_key("one")
+    good = provider.token(key.public_hex, **times())
+    for text, cause in [
+        (provider.token(new_key().public_hex, **times()), "jwt: of another key"),
+        (provider.token(None, **times()), "jwt: names no key"),
+        (provider.token(key.public_hex, **times(exp=NOW - 61)), "jwt: expired"),
+        (provider.token(key.public_hex, **times(nbf=NOW + 61)), "jwt: not valid yet"),
+        (provider.token(key.public_hex, **times(iss="https://other.example")), "jwt: another issuer"),
+        (provider.token(key.public_hex, **times(aud="other")), "jwt: another audience"),
+        (support.token(stranger, key.public_hex, **times()), "jwt: wrong signature"),
+        (support.token(support.new_key("two"), key.public_hex, **times()), "jwt: unknown key"),
+        ("eyJhbGciOiJub25lIn0." + good.split(".")[1] + ".", "jwt: algorithm not allowed"),
+        ("eyJ", "jwt: malformed"),
+    ]:
+        before = failures("nip42_invalid")
+        with capture_logs() as logs:
+            assert await ask_with(store, provider, key, text) == AuthRefusal(FAILED, cause)
+        assert failures("nip42_invalid") == before + 1
+        assert not any(part and part in repr(logs) for part in text.split("."))
+    late = proof(key, ["auth_token", good], created_at=NOW - 61)
+    authenticator = new_authenticator(store, **provider.settings())
+    asked = provider.requests
+    assert await authenticator.websocket(late, challenge=CHALLENGE, now=NOW) == AuthRefusal(FAILED, "event expired")
+    assert provider.requests == asked, "who has proved nothing makes us fetch nothing"
+
+
+async def test_a_provider_that_is_away(store: Any, nursery: trio.Nursery) -> None:
+    provider, key = await running_provider(nursery), new_key()
+    await provider.stop()
+    before = failures("nip42_internal")
+    found = await ask_with(store, provider, key, provider.token(key.public_hex, **times()))
+    assert found == AuthRefusal(FAILED, "jwt: the issuer's keys are unavailable")
+    assert failures("nip42_internal") == before + 1
+
+
+async def test_keys_over_a_line_that_anybody_can_write_on(store: Any) -> None:
+    settings = {"okta_issuer": "i", "okta_audience": "a", "okta_jwks_uri": "http://id.example/keys"}
+    with pytest.raises(ConfigError, match="OKTA_JWKS_URI"):
+        new_authenticator(store, **settings)
+
+
+async def test_a_json_web_token_over_http(store: Any, nursery: trio.Nursery) -> None:
+    provider, key = await running_provider(nursery), new_key()
+    authenticator = new_authenticator(store, **provider.settings())
+    text = provider.token(key.public_hex, **times(scp=["users:read"]))
+    expected = Caller(key.public_hex, frozenset({"users:read", "channels:read"}), AuthMethod.OIDC, expires_at=NOW + 100)
+    for _ in range(2):
+        assert await authenticator.json_web_token(text, now=NOW) == expected
+    assert len(store.statements) == 1
+    assert await store.con.fetchval("SELECT encode(pubkey, 'hex') FROM users") == key.public_hex
+    assert await authenticator.json_web_token(text, now=NOW + 161) is None
+    assert await authenticator.json_web_token(text[:-8] + "AAAAAAAA", now=NOW) is None
+    assert await new_authenticator(store).json_web_token(text, now=NOW) is None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import trio
 from werkzeug.datastructures import Headers
 
+from relay.access.authenticate import Authenticator
+from relay.http.app import create_app
 from relay.store import tokens
 from tests.support.http import LOOPBACK, Rig, new_key
+from tests.support.provider import running_provider
 
 FAILED = {"error": "authentication failed"}
 REQUIRED = {"error": "authentication required"}
@@ -170,3 +175,23 @@ async def test_a_store_that_fails_is_not_the_credentials_fault(rig: Rig) -> None
     rig.services.pool.abort()
     found = await rig.get("/api/channels", token=token)
     assert (found.status, found.json) == (500, {"error": "internal server error"})
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_a_json_web_token(rig: Rig, nursery: trio.Nursery, required: bool) -> None:
+    provider, key = await running_provider(nursery), new_key()
+    settings = rig.services.settings.model_copy(update={**provider.settings(), "require_auth_token": required})
+    authenticator = Authenticator(rig.services.pool, settings, settings.relay_url)
+    app = create_app(replace(rig.services, settings=settings, authenticator=authenticator))
+    text = provider.token(key.public_hex, scp=["users:read"])
+    assert (await rig.get("/api/channels", token=text, app=app)).status == 200
+    denied = await rig.get("/api/dms", token=text, app=app)
+    assert (denied.status, denied.json["message"]) == (403, "token missing required scope: messages:read")
+    assert await rig.con.fetchval("SELECT count(*) FROM users WHERE pubkey = $1", bytes.fromhex(key.public_hex)) == 1
+    for wrong in (text[:-8] + "AAAAAAAA", provider.token(key.public_hex, aud="other"), provider.token(None), "x"):
+        # Whoever shows a bearer token is measured by it, whatever else is there.
+        answer = await rig.get("/api/channels", token=wrong, key=key, app=app)
+        assert (answer.status, answer.json) == (401, FAILED)
+    (entry,) = rig.services.ingest._notes.take(2**60, everything=True)
+    assert '"count":4' in entry.metadata.replace(" ", "")
+    assert text[:20] not in entry.metadata

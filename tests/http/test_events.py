@@ -11,7 +11,7 @@ import pytest
 
 from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, RefusalClass
 from relay.http.refusals import from_refusal
-from tests.support.http import Rig, new_key, signed
+from tests.support.http import Rig, new_key, running, signed
 
 
 async def open_channel(rig: Rig, owner: object) -> str:
@@ -114,6 +114,7 @@ async def test_the_end_of_the_relay(rig: Rig) -> None:
         (SHUTTING_DOWN, 503, "shutting down"),
         (Refusal.invalid("x"), 400, "invalid: x"),
         (Refusal.auth("restricted: y"), 403, "restricted: y"),
+        (Refusal("rate-limited: z", RefusalClass.LIMITED), 429, "rate-limited: z"),
     ],
 )
 def test_every_class_of_refusal(refusal: Refusal, status: int, text: str) -> None:
@@ -129,6 +130,17 @@ async def test_a_body_up_to_the_limit_is_read(rig: Rig) -> None:
     longer = signed(key, 9, [["h", channel_id]], "x" * 262_145)
     found = await rig.post("/api/events", key=key, data=longer.json)
     assert found.json == {"error": "invalid: content exceeds maximum size of 262144 bytes (got 262145)"}
+
+
+async def test_a_key_that_sends_too_many(migrated_dsn: str) -> None:
+    """The rate of a key is one for all doors."""
+    async with running(migrated_dsn, rate_events=2) as rig:
+        key = new_key()
+        for number in range(2):
+            assert (await rig.submit(key, 1, [], str(number))).status == 200
+        found = await rig.submit(key, 1, [], "too many")
+        assert (found.status, found.json) == (429, {"error": "rate-limited: too many events, slow down"})
+        assert (await rig.submit(new_key(), 1, [])).status == 200
 
 
 async def test_an_app_of_its_own(rig: Rig) -> None:

@@ -28,6 +28,7 @@ from relay.ingest.pipeline import Ingest
 from relay.nostr.event import Event, sign_event
 from relay.nostr.keys import SecretKey
 from relay.store import members, tokens, users
+from relay.websocket.limits import Limits
 
 LOOPBACK = {"client": ("127.0.0.1", 50_000), "server": ("127.0.0.1", 3000)}
 
@@ -208,6 +209,7 @@ async def running(dsn: str, **changes: Any) -> AsyncIterator[Rig]:
             writes_refused=lambda: rig.refusing,
             uptime=lambda: 12.75,
             other_pools=(audit_pool,),
+            refuse_event=Limits(settings, ingest.note).refuse_event,
         )
         rig = Rig(services, create_app(services), con, statements)
         await nursery.start(audit.run)

@@ -2,7 +2,8 @@
 
 Prints its port, serves until SIGTERM, then prints its listener's statistics as JSON. The WebSocket side echoes through
 trio-websocket and `Outbound`; the HTTP side answers /ready, /big (more than any socket buffer) and NIP-11 at /.
-Options: `connections_max`, `limits` (of `ListenerLimits`), `files_max` (RLIMIT_NOFILE), `uds` (a path).
+Options: `connections_max`, `arrivals_max` (upgrades that may come, ever), `limits` (of `ListenerLimits`), `files_max`
+(RLIMIT_NOFILE), `uds` (a path).
 """
 
 from __future__ import annotations
@@ -89,7 +90,13 @@ async def main(options: dict) -> None:
     echo = Echo()
     limits = ListenerLimits(**options.get("limits", {}))
     connections_max = options.get("connections_max", 1000)
-    listener = install(echo, admission=lambda: echo.live < connections_max, limits=limits)
+    arrivals = iter(range(options.get("arrivals_max", 1_000_000)))
+    listener = install(
+        echo,
+        arrival=lambda peer: None if peer in ("127.0.0.1", "unix") and next(arrivals, None) is not None else 29.2,
+        admission=lambda: echo.live < connections_max,
+        limits=limits,
+    )
     config = Config()
     configure(config)
     config.bind = [f"unix:{options['uds']}" if "uds" in options else "127.0.0.1:0"]

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from relay.store import tokens
-from tests.support.core import ALICE, BOB
+from tests.support.core import ALICE, BOB, CAROL
+from tests.support.provider import running_provider
 from tests.support.relay import RelayUnderTest, auth_event, fields, message, serving
 
 CHANNEL = "00000001-0000-4000-8000-00000000abcd"
@@ -63,6 +64,47 @@ async def test_a_login_is_audited_before_it_is_answered(relay: RelayUnderTest) -
     await relay.connect(ALICE)
     (entry,) = await audited(relay, "auth_success")
     assert entry == {"actor": ALICE.pubkey, "door": "websocket", "method": "pubkey", "peer": "127.0.0.1"}
+
+
+async def test_every_path_is_audited_with_its_method(migrated_dsn: str, nursery: trio.Nursery) -> None:
+    """What opened the door, and never the text that did."""
+    provider = await running_provider(nursery)
+    async with serving(migrated_dsn, pubkey_allowlist=True, **provider.settings()) as relay:
+        pool, text = relay.core.pool, "sprout_" + "ef" * 32
+        for person in (ALICE, BOB):
+            await pool.execute("INSERT INTO users (pubkey) VALUES ($1)", bytes.fromhex(person.pubkey))
+        await pool.execute("INSERT INTO pubkey_allowlist (pubkey) VALUES ($1)", bytes.fromhex(ALICE.pubkey))
+        token_id = await pool.fetchval(
+            "INSERT INTO api_tokens (token_hash, owner_pubkey, name, scopes) VALUES ($1, $2, 't', '{}')"
+            " RETURNING id::text",
+            tokens.digest(text),
+            bytes.fromhex(BOB.pubkey),
+        )
+        web_token, stolen = provider.token(CAROL.pubkey), provider.token(ALICE.pubkey)
+        await relay.connect(ALICE)
+        for person, shown, accepted in [
+            (BOB, text, True), (CAROL, web_token, True),
+            (CAROL, text, False), (CAROL, stolen, False), (CAROL, None, False), (CAROL, "other", False),
+        ]:  # fmt: skip
+            tags = [] if shown is None else [["auth_token", shown]]
+            answer = await (await relay.connect()).log_in(person, tags=tags)
+            assert answer[2:] == [accepted, "" if accepted else "auth-required: verification failed"]
+        relay.core.ingest.finish()
+        with trio.fail_after(5):
+            while len(failures := await audited(relay, "auth_failure")) < 4:
+                await trio.sleep(0.01)
+        assert {(each["actor"], each["reason"], each["count"]) for each in failures} == {
+            (CAROL.pubkey, reason, 1)
+            for reason in (
+                "token of another key", "jwt: of another key", "not in the allow-list", "unknown kind of auth_token",
+            )
+        }  # fmt: skip
+        successes = await audited(relay, "auth_success")
+        assert [(each["actor"], each["method"], each.get("token_id")) for each in successes] == [
+            (ALICE.pubkey, "pubkey", None), (BOB.pubkey, "api_token", token_id), (CAROL.pubkey, "oidc", None),
+        ]  # fmt: skip
+        assert not any(secret in str(failures + successes) for secret in (text, web_token, stolen))
+    nursery.cancel_scope.cancel()
 
 
 async def test_a_login_that_cannot_be_audited_did_not_happen(relay: RelayUnderTest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from relay.ingest.pipeline import Ingest
@@ -45,6 +46,55 @@ async def test_no_more_than_the_limit_wait_for_their_commit(migrated_dsn: str) -
         assert [(await client.expect("OK"))[2] for _ in range(40)] == [True] * 40
 
 
+async def test_as_many_as_the_setting_says_wait_together_and_are_answered_in_order(relay: RelayUnderTest) -> None:
+    """None of them is answered before its commit; a refused one in the middle waits for those before it."""
+    channel = await relay.channel(ALICE)
+    client = await relay.connect(ALICE)
+    most = relay.core.settings.max_pending_events
+    assert most == 64
+    events = [message(ALICE, channel, f"{number}") for number in range(3 * most)]
+    events[10] = BOB.sign(9, "not the signer", [["h", channel]])
+    events[20] = events[19]
+    async with relay.core.pool.transaction() as con:
+        await con.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        for event in events:
+            await client.send("EVENT", fields(event))
+        with trio.fail_after(10):
+            while relay.endpoint.statistics().pending_events < most:
+                await trio.sleep(0.005)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert relay.endpoint.statistics().pending_events == most
+    answers = [await client.expect("OK") for _ in events]
+    assert [answer[1] for answer in answers] == [event.id for event in events]
+    assert [number for number, answer in enumerate(answers) if not answer[2]] == [10]
+    assert answers[20][3] == "duplicate:"
+
+
+async def test_a_close_right_behind_its_request_leaves_nothing(relay: RelayUnderTest) -> None:
+    """Also where the REQ has to wait: whoever closes has closed, whatever came in between."""
+    channel = await relay.channel(ALICE)
+    client, writer = await relay.connect(ALICE), await relay.connect(ALICE)
+    for number in range(20):
+        await client.send("REQ", f"{number}", {"#h": [channel]})
+        await client.send("CLOSE", f"{number}")
+    for number in range(20):
+        assert await client.receive() == ["EOSE", f"{number}"]
+        assert await client.receive() == ["CLOSED", f"{number}", ""]
+    async with relay.core.pool.transaction() as con:
+        await con.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        await client.send("REQ", "slow", {"#h": [channel]})
+        await client.send("CLOSE", "slow")
+        with trio.fail_after(10):
+            while relay.core.hub.statistics().subscriptions < 1:
+                await trio.sleep(0.005)
+    assert await client.receive() == ["EOSE", "slow"]
+    assert await client.receive() == ["CLOSED", "slow", ""]
+    assert relay.core.hub.statistics().subscriptions == 0
+    await writer.publish(message(ALICE, channel, "for nobody"))
+    await client.send("CLOSE", "alive")
+    assert await client.receive() == ["CLOSED", "alive", ""]
+
+
 async def test_what_waits_in_line_does_not_overtake(relay: RelayUnderTest) -> None:
     """EVENTs, then a REQ, then a CLOSE, without waiting for any answer: the REQ finds all of them."""
     channel = await relay.channel(ALICE)
@@ -71,6 +121,29 @@ async def test_a_reaction_may_follow_its_target_at_once(relay: RelayUnderTest) -
         await client.send("EVENT", fields(reaction))
         assert await client.receive() == ["OK", target.id, True, ""]
         assert await client.receive() == ["OK", reaction.id, True, ""]
+
+
+FOLLOWERS = {
+    "reply": lambda channel, target: ALICE.sign(9, "re", [["h", channel], ["e", target.id, "", "reply"]]),
+    "edit": lambda channel, target: ALICE.sign(40003, "better", [["h", channel], ["e", target.id]]),
+    "vote": lambda channel, target: ALICE.sign(45002, "+", [["h", channel], ["e", target.id]]),
+    "deletion": lambda channel, target: ALICE.sign(5, "", [["e", target.id]]),
+}
+
+
+@pytest.mark.parametrize("follower", FOLLOWERS)
+async def test_what_refers_to_an_event_may_follow_it_at_once(relay: RelayUnderTest, follower: str) -> None:
+    """Some of these are plain kinds, which wait for their commits together: not for that of their own target."""
+    channel = await relay.channel(ALICE)
+    client = await relay.connect(ALICE)
+    sent = []
+    for number in range(20):
+        target = ALICE.sign(45001 if follower == "vote" else 9, f"{number}", [["h", channel]])
+        sent += [target, FOLLOWERS[follower](channel, target)]
+    for event in sent:
+        await client.send("EVENT", fields(event))
+    for event in sent:
+        assert await client.receive() == ["OK", event.id, True, ""]
 
 
 async def test_a_channel_may_be_used_at_once(relay: RelayUnderTest) -> None:

@@ -122,6 +122,22 @@ def test_above_the_limit_an_upgrade_gets_503_and_room_is_made_again(server):
     close_websocket(open_websocket(server))
 
 
+def test_too_many_upgrades_of_an_address_get_429_before_the_upgrade():
+    server = EchoServer(arrivals_max=2)
+    close_websocket(open_websocket(server))
+    assert server.answers()  # plain HTTP does not count
+    assert server.exchange(HANDSHAKE.replace(b"13", b"8") + END).startswith(b"HTTP/1.1 426 ")  # nor what is no upgrade
+    assert server.exchange(HANDSHAKE + b"Origin: https://evil.example\r\n" + END).startswith(b"HTTP/1.1 403 ")
+    close_websocket(open_websocket(server))
+    answer = server.exchange(HANDSHAKE + END)
+    assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+    assert b"\r\nretry-after: 30\r\n" in answer
+    assert answer.endswith(b'\r\n\r\n{"error":"too many new connections"}')
+    statistics, errors, _ = server.stop()
+    assert errors == ""
+    assert (statistics["websockets"], statistics["refused"]["429"]) == (2, 1)
+
+
 def test_a_bad_handshake_is_answered_at_once(server):
     began = time.monotonic()
     answer = server.exchange(HANDSHAKE.replace(b"13", b"8") + END)
