@@ -45,8 +45,8 @@ TEXT_MAX: Final = 1024
 # Compiling a plan takes longer than any of these should.
 PLANNING: Final = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL jit = off"
 
-# NIP-50's `key:value`. What begins with a slash is the rest of an address, not a value, and so is what a nostr: names.
-_EXTENSION: Final = re.compile(r"(?!nostr:)[a-z]+:[^/:].*")
+# The `key:value` words that NIP-50 names; a relay leaves out what it does not do. Any other is text: `error:timeout`.
+_EXTENSION: Final = re.compile(r"(include|domain|language|sentiment|nsfw):[^/:].*")
 
 _HITS = """
 SELECT w.id, w.signed_json, w.channel_id::text, w.created_at
@@ -60,7 +60,7 @@ LIMIT {limit}"""
 
 
 def words(text: str) -> list[str]:
-    """The words of a search, each once. NIP-50's extensions are left out, and what has neither letter nor digit."""
+    """The words of a search, each once. NIP-50's own `key:value` are left out, and what has neither letter nor digit."""
     found = dict.fromkeys(text[:TEXT_MAX].replace("\0", " ").split())
     usable = [word for word in found if any(map(str.isalnum, word)) and not _EXTENSION.fullmatch(word)]
     return usable[:WORDS_MAX]

@@ -52,7 +52,7 @@ async def find(
         ("language:en include:spam word", ["word"]),
         ("domain:example.com", []),
         ("https://example.com/a nostr:npub1x", ["https://example.com/a", "nostr:npub1x"]),
-        ("12:30 C: a::b", ["12:30", "C:", "a::b"]),
+        ("12:30 C: a::b error:timeout", ["12:30", "C:", "a::b", "error:timeout"]),
         (TOKEN, [TOKEN]),
     ],
 )  # fmt: skip
