@@ -1,16 +1,9 @@
-"""Users of the relay as the outside world makes them: one on the `websockets` library, one on rust-nostr's SDK.
-
-Neither knows anything of the relay's code but how to sign; both do NIP-42 as their library would have it.
-"""
+"""A user of the relay on the `websockets` library, which knows nothing of the relay's code but how to sign."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,7 +16,6 @@ from tests.support.relay import auth_event, fields
 
 SECONDS = 20
 """Longer than anything here takes; a test that waits so long has failed."""
-PROGRAM = Path(__file__).with_name("nostr_sdk_client.py")
 
 
 class Desk:
@@ -60,11 +52,11 @@ class Desk:
                         return frame[2]
                 await self._receive()
 
-    async def publish(self, kind: int, content: str = "", *tags: list[str]) -> str:
+    async def publish(self, kind: int, content: str = "", *tags: list[str], at: int | None = None) -> str:
         """The id of an event that was accepted."""
-        event = self.person.sign(kind, content, list(tags))
+        event = self.person.sign(kind, content, list(tags), at)
         await self.send("EVENT", fields(event))
-        assert (await self.wait("OK", event.id))[2:] == [True, ""]
+        assert (await self.wait("OK", event.id))[2:] == [True, ""], self.seen[-1]
         return event.id
 
     async def subscribe(self, sub_id: str, **filter_: Any) -> None:
@@ -105,78 +97,3 @@ async def desk(url: str, person: Person) -> AsyncIterator[Desk]:
         await found.send("AUTH", fields(event))
         assert (await found.wait("OK", event.id))[2:] == [True, ""]
         yield found
-
-
-class SdkClient:
-    """The program beside this file. `heard` is every line of it that was no answer to a command."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.heard: list[dict[str, Any]] = []
-        self._process = process
-        self._rest = b""
-
-    async def _line(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        while b"\n" not in self._rest:
-            more = await self._process.stdout.receive_some()
-            assert more, "the SDK's program has ended"
-            self._rest += more
-        line, self._rest = self._rest.split(b"\n", 1)
-        found: dict[str, Any] = orjson.loads(line)
-        return found
-
-    async def answer(self, *names: str) -> Any:
-        """The next line with one of these keys."""
-        with trio.fail_after(SECONDS):
-            while True:
-                line = await self._line()
-                for name in names:
-                    if name in line:
-                        return line[name]
-                self.heard.append(line)
-
-    async def _do(self, command: str, wanted: dict[str, Any], *answers: str) -> Any:
-        assert self._process.stdin is not None
-        await self._process.stdin.send_all(orjson.dumps({command: wanted}) + b"\n")
-        return await self.answer(*answers)
-
-    async def publish(self, kind: int, content: str = "", *tags: list[str]) -> str:
-        answer = await self._do("publish", {"kind": kind, "content": content, "tags": tags}, "published", "failed")
-        assert isinstance(answer, str), answer
-        return answer
-
-    async def fetch(self, **filter_: Any) -> list[str]:
-        return [event["id"] for event in await self._do("fetch", filter_, "fetched")]
-
-    async def subscribe(self, **filter_: Any) -> None:
-        """Returns when the stored events have been sent."""
-        sub_id = await self._do("subscribe", filter_, "subscribed")
-        ended = {"received": ["EOSE", sub_id]}
-        while ended not in self.heard:
-            self.heard.append({"received": await self.answer("received")})
-
-    async def wait_event(self, event_id: str) -> None:
-        """Until the library says that this event is new, unless it has said so."""
-        while all(line.get("event", {}).get("id") != event_id for line in self.heard):
-            self.heard.append({"event": await self.answer("event")})
-
-
-@asynccontextmanager
-async def sdk_client(url: str, person: Person) -> AsyncIterator[SdkClient]:
-    """The SDK's client, connected and logged in."""
-    secret = person.key.to_bytes().hex()
-    command = [sys.executable, str(PROGRAM), url, secret]
-    environment = {"PATH": os.environ["PATH"]}
-    async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(
-            lambda task_status: trio.run_process(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, check=False,
-                task_status=task_status,
-            )
-        )  # fmt: skip
-        client = SdkClient(process)
-        assert await client.answer("ready") == person.pubkey
-        # It logs in when the relay asks; a subscription that is answered to its end shows that it has.
-        await client.subscribe(kinds=[0], authors=[person.pubkey])
-        yield client
-        nursery.cancel_scope.cancel()

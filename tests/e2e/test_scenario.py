@@ -24,7 +24,8 @@ import trio
 
 from relay.asyncpg_trio import connect
 from relay.embedded import cluster
-from tests.e2e.people import Desk, SdkClient, desk, sdk_client
+from tests.e2e.people import Desk, desk
+from tests.e2e.programs import Program, sdk_client
 from tests.support.core import ALICE, BOB, CAROL, Person
 from tests.support.launching import REPOSITORY, Launched, launched, reachable_dir
 
@@ -69,7 +70,7 @@ class Day:
 @dataclass
 class Team:
     relay: Launched
-    alice: SdkClient
+    alice: Program
     bob: Desk
     carol: Desk
 
