@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.launching import REPOSITORY
 
-SCRIPTS = ("scripts/serve", "scripts/test", "scripts/check", ".ci/run")
+SCRIPTS = ("scripts/serve", "scripts/test", "scripts/check", "scripts/race", ".ci/run")
 
 
 def sourced(command: str, **environment: str) -> subprocess.CompletedProcess[str]:

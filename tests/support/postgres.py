@@ -112,7 +112,9 @@ class PostgresServer:
 
     def create_database(self, template: str = "template0") -> str:
         name = f"t_{uuid.uuid4().hex[:12]}"
-        self.psql("postgres", f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        # Without fsync, copying the files takes a tenth of the time that writing every page to the log does.
+        strategy = "WAL_LOG" if self.durable else "FILE_COPY"
+        self.psql("postgres", f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY {strategy}')
         return name
 
     def drop_database(self, name: str) -> None:
