@@ -27,13 +27,20 @@ from relay.store.channels import ChannelRecord
 from relay.store.members import ELEVATED
 
 NAME_CHARACTERS_MAX = 255
+TEXT_BYTES_MAX = 32_768
+"""Of about, topic and purpose: kind 39000 repeats all three at every change, to every reader, and has to fit into what
+may wait for one of them."""
 TTL_SECONDS_MAX = 2**31 - 1
+CHANGES_MAX = 32
+"""Of one edit, which has seven things to change. Each may make a message that is signed, stored and delivered while the
+channel is locked."""
 
 _OF_ALL_MEMBERS = ("topic", "purpose")
 _OF_ADMINS = ("name", "about", "archived")
 _OF_ADMINS_SINCE = ("visibility", "ttl")
 """Later than the others, which is why their refusal has a text of its own."""
 _FIELDS = frozenset({*_OF_ALL_MEMBERS, *_OF_ADMINS, *_OF_ADMINS_SINCE})
+_TEXTS = ("about", *_OF_ALL_MEMBERS)
 # Their values are short, and say more than that they were changed.
 _VALUES_AUDITED = ("archived", "visibility", "ttl")
 
@@ -89,6 +96,8 @@ def _changes(event: Event) -> list[_Change]:
     tags = [tag for tag in event.tags if tag[0] in _FIELDS]
     if not tags:
         raise refuse("kind:9002 must include at least one metadata tag (name, about, archived, topic, purpose)")
+    if len(tags) > CHANGES_MAX:
+        raise refuse(f"kind:9002 must include at most {CHANGES_MAX} metadata tags (got {len(tags)})")
     for tag in tags:
         if len(tag) < 2:
             raise refuse(f"{tag[0]} tag must have a value")
@@ -105,6 +114,14 @@ def _check_value(field: str, value: str) -> None:
         raise refuse(f"invalid ttl value: {value} (must be a positive integer of seconds, or empty to clear)")
     if field == "name":
         check_name(value)
+    if field in _TEXTS:
+        check_text(field, value)
+
+
+def check_text(field: str, value: str) -> None:
+    """Raises Ended where a channel's about, topic or purpose is too long."""
+    if len(value.encode()) > TEXT_BYTES_MAX:
+        raise refuse(f"channel {field} exceeds {TEXT_BYTES_MAX} bytes")
 
 
 def check_name(name: str) -> None:

@@ -16,7 +16,7 @@ from relay.audit.entry import Action
 from relay.errors import Refusal
 from relay.fanout.items import Joined, Left
 from relay.ingest.effects import Effect, Ended, refuse
-from relay.ingest.group_edits import check_name, parse_ttl
+from relay.ingest.group_edits import check_name, check_text, parse_ttl
 from relay.ingest.group_state import (
     lock,
     store_event,
@@ -46,6 +46,9 @@ async def create_group(effect: Effect, admission: Admission, ttl_override: int |
     name, visibility, channel_type, ttl = _creation_tags(event)
     if admission.channel_id == NIL_UUID:
         raise refuse("channel id must not be the nil UUID")
+    if admission.channel_id is not None:
+        # Its id is known: who adds members the moment it is there must not be heard of before it.
+        await effect.turn.take(admission.channel_id)
     channel_id = await channels.create(
         effect.con,
         channel_id=admission.channel_id,
@@ -75,6 +78,7 @@ async def create_group(effect: Effect, admission: Admission, ttl_override: int |
 def _creation_tags(event: Event) -> tuple[str, str, str, int | None]:
     name = event.first_tag("name") or ""
     check_name(name)
+    check_text("about", event.first_tag("about") or "")
     visibility = event.first_tag("visibility") or "open"
     if visibility not in channels.VISIBILITIES:
         raise _refuse_bare(f"invalid visibility: {visibility}")

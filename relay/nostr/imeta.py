@@ -36,7 +36,10 @@ _ECHO_CHARACTERS_MAX: Final = 64
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _FILE: Final = re.compile(r"(?P<hash>[0-9a-f]{64})\.(?P<extension>jpg|png|gif|webp|mp4|thumb\.jpg)")
-_FLOAT: Final = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
+# Each digit can be matched in one way only: a long number that goes wrong at its end must not be tried in all of them.
+_FLOAT: Final = re.compile(
+    r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE
+)
 
 
 class InvalidImeta(ProtocolError):

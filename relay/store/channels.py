@@ -53,9 +53,15 @@ VALUES (coalesce($1, gen_random_uuid()), $2, $3::text::channel_type, $4::text::c
 ON CONFLICT DO NOTHING
 RETURNING id::text"""
 
+# An update by itself locks rows in the order in which it happens to find them; two relays with two channels could wait
+# for each other.
 _TOUCH_TTL = """
-UPDATE channels SET ttl_deadline = now() + make_interval(secs => ttl_seconds)
-WHERE id = ANY($1::uuid[]) AND ttl_seconds IS NOT NULL AND archived_at IS NULL AND deleted_at IS NULL"""
+WITH locked AS MATERIALIZED (
+    SELECT id FROM channels
+    WHERE id = ANY($1::uuid[]) AND ttl_seconds IS NOT NULL AND archived_at IS NULL AND deleted_at IS NULL
+    ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE channels c SET ttl_deadline = now() + make_interval(secs => c.ttl_seconds) FROM locked WHERE c.id = locked.id"""
 
 # An edit is an event like any other: the channel lives on from it. Who has set topic and purpose, and when, stays as it
 # was where the edit does not name them.

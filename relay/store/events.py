@@ -77,11 +77,11 @@ _LOCK_REPLACEABLE = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 
 # The newest version (NULL where there is none), and whether its author has taken back what is to replace it (NIP-09: an
 # `a` tag covers every version up to the deletion's own time). A deletion of a deletion has no effect, so one counts
-# even where it is marked as deleted.
-_NEWEST = """
+# even where it is marked as deleted. Its kind stands in digits: only then may a plan for any address use their index.
+_NEWEST = f"""
 SELECT n.id, n.created_at, EXISTS (
     SELECT 1 FROM events a
-    WHERE a.tag_values @> ARRAY[$5::text] AND a.kind = $6 AND a.pubkey = $2 AND a.created_at >= $7
+    WHERE a.tag_values @> ARRAY[$5::text] AND a.kind = {DELETION} AND a.pubkey = $2 AND a.created_at >= $6
 ) AS taken_back
 FROM (VALUES (1)) one LEFT JOIN LATERAL (
     SELECT encode(id, 'hex') AS id, created_at FROM events
@@ -94,6 +94,13 @@ _SUPERSEDE = """
 UPDATE events SET deleted_at = now()
 WHERE kind = $1 AND pubkey = $2 AND deleted_at IS NULL AND channel_id IS NOT DISTINCT FROM $3
   AND ($4::text IS NULL OR d_tag = $4)"""
+
+# The range says again what the array holds: only then may a plan for any array use the index of these kinds, and not
+# read all that was ever said in the channel.
+_LIVE_STATE = """
+kind = ANY($1::int[]) AND kind BETWEEN 39000 AND 39002 AND pubkey = $2 AND channel_id = $3 AND deleted_at IS NULL"""
+_NEWEST_STATE = f"SELECT kind, max(created_at) FROM events WHERE {_LIVE_STATE} GROUP BY kind"
+_SUPERSEDE_STATE = f"UPDATE events SET deleted_at = now() WHERE {_LIVE_STATE}"
 
 _GET = """
 SELECT encode(id, 'hex') AS id, encode(pubkey, 'hex') AS pubkey, kind, channel_id::text, created_at, signed_json,
@@ -256,7 +263,7 @@ async def replace(con: Connection, event: Event, channel_id: str | None) -> Repl
     key = (event.kind, bytes.fromhex(event.pubkey), channel_id, d)
     await lock_replaceable(con, event.kind, event.pubkey, channel_id, d)
     address = tag_key("a", f"{event.kind}:{event.pubkey}:{d or ''}")
-    newest = await con.fetchrow(_NEWEST, *key, address, DELETION, event.created_at)
+    newest = await con.fetchrow(_NEWEST, *key, address, event.created_at)
     assert newest is not None
     if newest["taken_back"]:
         return Replaced.DELETED_BY_AUTHOR
@@ -267,26 +274,14 @@ async def replace(con: Connection, event: Event, channel_id: str | None) -> Repl
 
 
 async def newest_of_kinds(con: Connection, pubkey: str, channel_id: str, kinds: Sequence[int]) -> dict[int, int]:
-    """The newest `created_at` by kind of one author in one channel."""
-    rows = await con.fetch(
-        "SELECT kind, max(created_at) FROM events WHERE channel_id = $1 AND kind = ANY($2::int[]) AND pubkey = $3 "
-        "AND deleted_at IS NULL GROUP BY kind",
-        channel_id,
-        list(kinds),
-        bytes.fromhex(pubkey),
-    )
+    """The newest `created_at` by kind (of 39000 to 39002) of one author in one channel."""
+    rows = await con.fetch(_NEWEST_STATE, list(kinds), bytes.fromhex(pubkey), channel_id)
     return {row[0]: row[1] for row in rows}
 
 
 async def supersede(con: Connection, kinds: Sequence[int], pubkey: str, channel_id: str) -> None:
-    """Marks the live events of these kinds, of one author in one channel, as replaced."""
-    await con.execute(
-        "UPDATE events SET deleted_at = now() WHERE kind = ANY($1::int[]) AND pubkey = $2 AND channel_id = $3 "
-        "AND deleted_at IS NULL",
-        list(kinds),
-        bytes.fromhex(pubkey),
-        channel_id,
-    )
+    """Marks the live events of these kinds (of 39000 to 39002), of one author in one channel, as replaced."""
+    await con.execute(_SUPERSEDE_STATE, list(kinds), bytes.fromhex(pubkey), channel_id)
 
 
 async def mark_deleted(con: Connection, event_id: str) -> bool:

@@ -157,7 +157,7 @@ async def test_the_rows_of_threads_are_locked_in_their_order(migrated_dsn: str) 
         low, high = sorted(roots, key=lambda event: event.id)
         to_high = await submit(core, BOB, 9, "to the higher", here, ["e", high.id, "", "reply"])
         # The reply that would come first is the one whose root comes last.
-        for number in range(100):
+        for number in range(100_000):  # some of all ids are higher than nearly all others
             tags = [here, ["e", low.id, "", "reply"], ["expiration", str(int(time.time()) + 60)]]
             to_low = BOB.sign(9, f"to the lower {number}", tags)
             if to_low.id > to_high.id:

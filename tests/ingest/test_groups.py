@@ -55,6 +55,7 @@ async def test_create_again_is_refused_and_the_same_event_is_a_duplicate(migrate
         ([["name", "n"], ["channel_type", "dm"]], "invalid channel_type: dm"),
         ([["name", "n"], ["ttl", "-1"]], "invalid: invalid ttl value: -1 (must be a positive integer of seconds)"),
         ([["name", "n" * 256]], "invalid: channel name exceeds 255 characters"),
+        ([["name", "n"], ["about", "é" * 16_385]], "invalid: channel about exceeds 32768 bytes"),
         (
             [["name", "n"], ["h", "00000000-0000-0000-0000-000000000000"]],
             "invalid: channel id must not be the nil UUID",

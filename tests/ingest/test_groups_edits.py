@@ -100,6 +100,7 @@ async def test_tags_are_gone_through_in_their_order(migrated_dsn: str) -> None:
     [
         (ALICE, [], NO_TAG),
         (ALICE, [["picture", "x"]], NO_TAG),
+        (ALICE, [["topic", "t"]] * 33, "invalid: kind:9002 must include at most 32 metadata tags (got 33)"),
         (ALICE, [["archived", "maybe"]], 'invalid: invalid archived value: maybe (must be "true" or "false")'),
         (ALICE, [["archived"]], "invalid: archived tag must have a value"),
         (ALICE, [["visibility"]], "invalid: visibility tag must have a value"),
@@ -119,6 +120,14 @@ async def test_tags_are_gone_through_in_their_order(migrated_dsn: str) -> None:
         ),
         (ALICE, [["name", " "]], "invalid: channel name is required"),
         (ALICE, [["name", "n" * 256]], "invalid: channel name exceeds 255 characters"),
+        *(
+            (
+                CAROL if field != "about" else ALICE,
+                [[field, "é" * 16_385]],
+                f"invalid: channel {field} exceeds 32768 bytes",
+            )
+            for field in ("about", "topic", "purpose")
+        ),
         (ALICE, [["topic", "t"], ["archived", "false"]], "invalid: channel is not archived"),
         (ALICE, [["archived", "true"], ["archived", "true"]], "invalid: channel is already archived"),
         (CAROL, [["name", "x"]], NOT_ADMIN),

@@ -16,7 +16,7 @@ from relay.nostr.event import Event
 from relay.store import members
 from relay.store import outcome as outcomes
 from tests.support.core import ALICE, BOB, CAROL, CHANNEL, Core, Person, running_core
-from tests.support.groups import DAVE, edit, people_in, settled
+from tests.support.groups import DAVE, edit, listening, people_in, settled
 
 ROUNDS = 50
 
@@ -206,6 +206,20 @@ async def test_an_end_without_an_answer_keeps_its_place(migrated_dsn: str, monke
         await settled(core)
         for person in (ALICE, CAROL):
             assert not core.hub.audiences.may_receive(CHANNEL, person.pubkey)
+
+
+async def test_a_beginning_without_an_answer_keeps_its_place(
+    migrated_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who knows the id adds a member as soon as the group is there: it is told of as new, and then of its member."""
+    async with (
+        running_core(migrated_dsn) as core,
+        unanswered(monkeypatch, partial(core.create, ALICE)),
+        listening(core, ALICE) as listener,
+    ):
+        assert (await core.add(ALICE, CAROL)).accepted
+        kinds = [message[2]["kind"] for message in await listener.read(10)]
+        assert kinds == [9007, 40099, 39000, 39001, 39002, 9000, 40099, 39000, 39001, 39002]
 
 
 @pytest.mark.parametrize(

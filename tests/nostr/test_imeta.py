@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,3 +158,12 @@ def test_any_tag_is_read_or_refused(elements: list[str]) -> None:
         return
     assert found.url.sha256 == X
     assert found.size > 0
+
+
+def test_a_long_number_is_read_once() -> None:
+    """In as many ways as it has digits, a message full of them would stop the relay for minutes."""
+    for number in ("1" * 120_000 + "x", "1." + "1" * 120_000 + "x", "1e" + "1" * 120_000 + "x"):
+        started = time.perf_counter()
+        with pytest.raises(InvalidImeta, match="imeta duration must be a valid float"):
+            parse_imeta(tag(VIDEO | {"duration": number}), BASE)
+        assert time.perf_counter() - started < 1

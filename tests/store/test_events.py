@@ -168,3 +168,41 @@ async def test_both_ways_in_note_when_an_event_expires(
         assert stored is not None
         assert (stored.expires_at, stored.deleted) == (seconds, False)
     assert await con.fetchval("SELECT expires_at FROM events WHERE content = 'stays'") is None
+
+
+async def generic_plan(con: Connection, statement: str, *arguments: str) -> str:
+    """As it is once a connection has run it some times: made for any arguments."""
+    await con.execute("SET plan_cache_mode = force_generic_plan")
+    await con.execute(f"PREPARE asked AS {statement}")
+    rows = await con.fetch(f"EXPLAIN EXECUTE asked({', '.join(arguments)})")
+    return "\n".join(row[0] for row in rows)
+
+
+CROWD = """
+INSERT INTO events (id, pubkey, created_at, kind, tags, content, sig, channel_id, tag_values, signed_json)
+SELECT sha256(('{name}' || i)::bytea), sha256((i % 50)::text::bytea), 1700000000 + i, {kind}, '[]', 'x',
+       decode(repeat('00', 64), 'hex'), {channel}, {tags}, 'x' FROM generate_series(1, 5000) i"""
+
+
+async def test_the_state_of_a_channel_is_found_beside_all_that_is_said_in_it(migrated_dsn: str) -> None:
+    con = await connect(migrated_dsn)
+    await con.execute(CROWD.format(name="m", kind=9, channel=f"'{CHANNEL}'", tags="'{}'"))
+    await con.execute("ANALYZE events")
+    arguments = ("'{39000,39001,39002}'", f"'\\x{ALICE.pubkey}'", f"'{CHANNEL}'")
+    for statement in (events._NEWEST_STATE, events._SUPERSEDE_STATE):
+        assert "events_replaceable" in await generic_plan(con, statement, *arguments)
+        await con.execute("DEALLOCATE asked")
+    con.terminate()
+
+
+async def test_who_names_an_address_is_not_in_the_way_of_its_author(migrated_dsn: str) -> None:
+    con = await connect(migrated_dsn)
+    address = f"a:0:{ALICE.pubkey}:"
+    await con.execute(CROWD.format(name="named", kind=1, channel="NULL", tags=f"ARRAY['{address}']"))
+    await con.execute(CROWD.format(name="gone", kind=5, channel="NULL", tags="ARRAY['e:' || i]"))
+    await con.execute("ANALYZE events")
+    arguments = ("0", f"'\\x{ALICE.pubkey}'", "NULL", "NULL", f"'{address}'", "1700000000")
+    plan = await generic_plan(con, events._NEWEST, *arguments)
+    assert "events_deletions" in plan
+    assert "events_tags" not in plan
+    con.terminate()
