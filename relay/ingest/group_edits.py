@@ -41,6 +41,7 @@ _OF_ADMINS_SINCE = ("visibility", "ttl")
 """Later than the others, which is why their refusal has a text of its own."""
 _FIELDS = frozenset({*_OF_ALL_MEMBERS, *_OF_ADMINS, *_OF_ADMINS_SINCE})
 _TEXTS = ("about", *_OF_ALL_MEMBERS)
+_NAMED_VISIBILITY = {"private": "private", "public": "open"}
 # Their values are short, and say more than that they were changed.
 _VALUES_AUDITED = ("archived", "visibility", "ttl")
 
@@ -55,7 +56,7 @@ async def edit_metadata(effect: Effect, admission: Admission, ttl_override: int 
     """Kind 9002. `ttl_override` replaces the life (seconds) of a channel that is to have one."""
     event = admission.event
     before = await lock(effect, admission, even_archived=_unarchives(event))
-    changes = _changes(event)
+    changes = _changes(event, before)
     await _check_rights(effect, before, event.pubkey, {change.field for change in changes})
     channel, messages = before, []
     for change in changes:
@@ -87,13 +88,16 @@ def _unarchives(event: Event) -> bool:
     return any(tag[:2] == ["archived", "false"] for tag in event.tags)
 
 
-def _changes(event: Event) -> list[_Change]:
+def _changes(event: Event, before: ChannelRecord) -> list[_Change]:
     """The metadata tags in their order, each one well formed.
 
     Raises:
         Ended: One of them is not, or there is none.
     """
     tags = [tag for tag in event.tags if tag[0] in _FIELDS]
+    named = named_visibility(event)
+    if named is not None and all(tag[0] != "visibility" for tag in tags) and (named != before.visibility or not tags):
+        tags.append(["visibility", named])  # such clients say it with every edit
     if not tags:
         raise refuse("kind:9002 must include at least one metadata tag (name, about, archived, topic, purpose)")
     if len(tags) > CHANGES_MAX:
@@ -103,6 +107,11 @@ def _changes(event: Event) -> list[_Change]:
             raise refuse(f"{tag[0]} tag must have a value")
         _check_value(tag[0], tag[1])
     return [_Change(tag[0], tag[1]) for tag in tags]
+
+
+def named_visibility(event: Event) -> str | None:
+    """NIP-29's bare tags `private` and `public`, for clients that do not know ours; the first of them counts."""
+    return next((_NAMED_VISIBILITY[tag[0]] for tag in event.tags if tag[0] in _NAMED_VISIBILITY), None)
 
 
 def _check_value(field: str, value: str) -> None:

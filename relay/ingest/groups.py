@@ -16,7 +16,7 @@ from relay.audit.entry import Action
 from relay.errors import Refusal
 from relay.fanout.items import Joined, Left
 from relay.ingest.effects import Effect, Ended, refuse
-from relay.ingest.group_edits import check_name, check_text, parse_ttl
+from relay.ingest.group_edits import check_name, check_text, named_visibility, parse_ttl
 from relay.ingest.group_state import (
     lock,
     store_event,
@@ -28,6 +28,7 @@ from relay.ingest.group_state import (
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome
 from relay.nostr import kinds
 from relay.nostr.event import Event
+from relay.nostr.ids import parse_hex64
 from relay.store import channels, events, members
 from relay.store.members import ELEVATED, ROLES
 
@@ -79,7 +80,7 @@ def _creation_tags(event: Event) -> tuple[str, str, str, int | None]:
     name = event.first_tag("name") or ""
     check_name(name)
     check_text("about", event.first_tag("about") or "")
-    visibility = event.first_tag("visibility") or "open"
+    visibility = event.first_tag("visibility") or named_visibility(event) or "open"
     if visibility not in channels.VISIBILITIES:
         raise _refuse_bare(f"invalid visibility: {visibility}")
     channel_type = event.first_tag("channel_type") or "stream"
@@ -113,13 +114,19 @@ async def put_user(effect: Effect, admission: Admission) -> Outcome:
     if channel.channel_type == "dm":
         raise refuse("the participants of a DM do not change; open a new DM")
     current = await members.role(effect.con, channel.id, target)
-    role = role_tag or current or "member"
+    role = role_tag or _role_in_p_tag(event) or current or "member"
     await _check_role_change(effect, channel.id, actor_role, current, role)
     if target != event.pubkey:
         await _check_add_policy(effect, event.pubkey, target)
     await store_in(effect, event, channel)
     await _join(effect, event, channel.id, target, role, invited_by=event.pubkey)
     return STORED
+
+
+def _role_in_p_tag(event: Event) -> str | None:
+    """NIP-29 writes roles behind the key, where other clients have the address of a relay: the highest one we know."""
+    named = next((tag[2:] for tag in event.tags if tag[0] == "p" and len(tag) > 1 and parse_hex64(tag[1])), [])
+    return next((role for role in ROLES if role in named), None)
 
 
 async def _check_role_change(

@@ -60,7 +60,7 @@ LIMIT {limit}"""
 
 
 def words(text: str) -> list[str]:
-    """The words of a search, each once. NIP-50's own `key:value` are left out, and what has neither letter nor digit."""
+    """The words of a search, each once, without NIP-50's own `key:value` and what has neither letter nor digit."""
     found = dict.fromkeys(text[:TEXT_MAX].replace("\0", " ").split())
     usable = [word for word in found if any(map(str.isalnum, word)) and not _EXTENSION.fullmatch(word)]
     return usable[:WORDS_MAX]

@@ -68,7 +68,7 @@ async def test_a_group_from_its_creation_to_its_end(relay: Launched):
         tools_client(relay.url, bob, "reactive") as member,
         tools_client(relay.url, carol) as stranger,
     ):
-        await owner.group("CreateGroup", group, tags=[["name", "plans"], ["visibility", "private"]])
+        await owner.group("CreateGroup", group, tags=[["name", "plans"], ["private"]])
         loaded = await owner.load_group(group)
         assert loaded["metadata"]["name"] == "plans"
         assert (loaded["metadata"]["isPrivate"], loaded["metadata"]["isClosed"]) == (True, True)
@@ -77,7 +77,7 @@ async def test_a_group_from_its_creation_to_its_end(relay: Launched):
         await owner.subscribe(**{"kinds": [9, 40099], "#h": [group]})
 
         await owner.group("PutUser", group, bob.pubkey)
-        await owner.group("PutUser", group, dave.pubkey, tags=[["role", "admin"]])
+        await owner.group("PutUser", group, dave.pubkey, ["admin"])
         loaded = await member.load_group(group)
         assert as_listed(loaded["admins"]) == [alice.pubkey, dave.pubkey]
         assert as_listed(loaded["members"]) == [alice.pubkey, bob.pubkey, dave.pubkey]

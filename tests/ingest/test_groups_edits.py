@@ -361,3 +361,23 @@ async def test_the_same_end_again_is_not_a_second_one(migrated_dsn: str) -> None
         assert set(outcomes[1:]) | {""} <= {"", "invalid: channel not found", "restricted: not a channel member"}
         await settled(core)
         assert await core.pool.fetchval("SELECT count(*) FROM audit_log WHERE action = 'channel_deleted'") == 1
+
+
+async def test_visibility_as_nip29_writes_it(migrated_dsn: str) -> None:
+    """Bare tags, which its clients send with every edit: a change only where it is one."""
+    async with running_core(migrated_dsn) as core:
+        h = ["h", CHANNEL]
+        await core.submit(ALICE, ALICE.sign(9007, tags=[h, ["name", "plans"], ["private"], ["closed"]]))
+
+        async def visibility() -> str:
+            return str(await core.pool.fetchval("SELECT visibility::text FROM channels"))
+
+        assert await visibility() == "private"
+        seen = await told(core, ALICE, ALICE.sign(9002, tags=[h, ["about", "ours"], ["private"]]))
+        assert (seen.outcome.message, seen.messages) == ("", [])
+        seen = await told(core, ALICE, ALICE.sign(9002, tags=[h, ["about", "all"], ["public"]]))
+        assert [message["type"] for message in seen.messages] == ["visibility_changed"]
+        assert await visibility() == "open"
+        # Ours says more, so it counts.
+        await core.submit(ALICE, ALICE.sign(9002, tags=[h, ["private"], ["visibility", "open"], ["topic", "t"]]))
+        assert await visibility() == "open"

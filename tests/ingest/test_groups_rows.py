@@ -61,6 +61,27 @@ async def test_put_user(migrated_dsn: str) -> None:
         assert await roles(core) == {person.pubkey: role for person, role in people}
 
 
+@pytest.mark.parametrize(
+    ("tags", "role"),
+    [
+        ([["p", DAVE.pubkey, "admin"]], "admin"),
+        ([["p", DAVE.pubkey, "guest", "admin"]], "admin"),  # the highest of several
+        ([["p", DAVE.pubkey, "wss://elsewhere.example"]], "member"),
+        ([["p", DAVE.pubkey, "gardener"]], "member"),  # a role of another relay
+        ([["p", DAVE.pubkey, "admin"], ["role", "bot"]], "bot"),
+        ([["p", "nobody", "admin"], ["p", DAVE.pubkey]], "member"),
+    ],
+)
+async def test_a_role_as_nip29_writes_it(migrated_dsn: str, tags: list[list[str]], role: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        await people_in(core)
+        seen = await submitted(core, ALICE, 9000, *tags)
+        assert seen.outcome.accepted
+        assert (await roles(core))[DAVE.pubkey] == role
+        member = await submitted(core, CAROL, 9000, ["p", Person.number(9).pubkey, "owner"])
+        assert member.outcome.message == "invalid: only owners/admins may grant elevated roles"
+
+
 async def test_put_user_again_says_everything_again(migrated_dsn: str) -> None:
     async with running_core(migrated_dsn) as core:
         await people_in(core)
