@@ -89,6 +89,11 @@ class TtlCache(Generic[K, V]):
         self._evictions = 0
         self._generation = 0
 
+    @property
+    def generation(self) -> int:
+        """How many invalidations there were."""
+        return self._generation
+
     def get_nowait(self, key: K) -> V | Literal[Miss.MISS]:
         """The answer in memory or MISS. Counts the hit only: a miss is counted by the `get` that follows it."""
         entry = self._entries.get(key)

@@ -90,6 +90,11 @@ class Directory:
         """Ids of all channels that the key may read: its own and the open ones."""
         return await self._accessible.get(pubkey, partial(members.accessible_channel_ids, self._pool, pubkey))
 
+    @property
+    def accessible_generation(self) -> int:
+        """Changes whenever an answer of `accessible` may have become wrong, also one that is still on its way."""
+        return self._accessible.generation
+
     def invalidate_membership(self, channel_id: str, pubkey: str) -> None:
         """After the key joined or left: its membership there and its list."""
         self._memberships.invalidate((channel_id, pubkey))

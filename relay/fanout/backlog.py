@@ -7,19 +7,28 @@ Rules
 -----
 1. A frame is whole on the wire: once its first byte is out, the rest of it goes before anything else.
 2. Control frames (pong, close) go before data frames, in their own order.
-3. Purging a channel drops its waiting frames, and never the one that is partly written.
+3. Purging drops waiting frames, and never the one that is partly written.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
-__all__ = ["Backlog", "Frame"]
+__all__ = ["Backlog", "Frame", "Unwanted", "is_event"]
 
 # A ready-made WebSocket frame and the channel whose members alone may see it (None: not bound to a channel).
 Frame = tuple[bytes, str | None]
+
+Unwanted = Callable[[Frame], bool]
+
+
+def is_event(frame: Frame) -> bool:
+    """Whether it delivers an event, in place of answering the client (a Nostr EVENT in one text frame of ours)."""
+    data = frame[0]
+    head = 2 if data[1] < 126 else 4 if data[1] == 126 else 10  # RFC 6455 §5.2, unmasked
+    return data.startswith(b'["EVENT",', head)
 
 
 class Backlog:
@@ -93,9 +102,9 @@ class Backlog:
                 return
             sent -= len(frame)
 
-    def purge(self, channel: str) -> int:
-        """Drop the waiting frames of `channel`; how many they were."""
-        kept = deque(frame for frame in self._frames if frame[1] != channel)
+    def purge(self, unwanted: Unwanted) -> int:
+        """Drop the waiting frames that are unwanted; how many they were."""
+        kept = deque(frame for frame in self._frames if not unwanted(frame))
         dropped = len(self._frames) - len(kept)
         if dropped:
             self.bytes -= sum(len(frame[0]) for frame in self._frames) - sum(len(frame[0]) for frame in kept)

@@ -13,6 +13,7 @@ from relay.access.identity import Caller
 from relay.fanout.index import Subscription
 from relay.fanout.outbound import Outbound
 from relay.nostr.event import Event
+from relay.nostr.filter import matches_any
 from relay.store.members import Audience
 from relay.store.snapshot import Snapshot
 
@@ -117,4 +118,6 @@ class LiveSubscription(Subscription):
             and live.xid < self.boundary
             and self.snapshot is not None
             and self.snapshot.shows(live.xid)
+            # Last, because it is seldom asked: a filter with `limit` 0 has shown nothing of what it matches.
+            and matches_any([each for each in self.filters if each.limit != 0], live.event, live.channel_id)
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from relay.fanout.backlog import Frame
+from relay.fanout.backlog import Frame, Unwanted
 
 __all__ = ["WaitingPuts"]
 
@@ -60,11 +60,11 @@ class WaitingPuts:
         while self._puts:
             self._puts.popleft().woken.set()
 
-    def purge(self, channel: str) -> int:
-        """Drop the frames of `channel`; how many they were. A put left without any is still admitted in turn."""
+    def purge(self, unwanted: Unwanted) -> int:
+        """Drop the frames that are unwanted; how many they were. A put left without any is still admitted in turn."""
         dropped = 0
         for put in self._puts:
-            kept = [frame for frame in put.frames if frame[1] != channel]
+            kept = [frame for frame in put.frames if not unwanted(frame)]
             dropped += len(put.frames) - len(kept)
             put.frames = kept
         return dropped

@@ -34,7 +34,7 @@ from typing import Any
 
 import trio
 
-from relay.fanout.backlog import Backlog, Frame
+from relay.fanout.backlog import Backlog, Frame, Unwanted, is_event
 from relay.fanout.limits import CloseReason, Limit, OutboundLimits, OutboundStatistics
 from relay.fanout.progress import unacknowledged_bytes
 from relay.fanout.waiting import WaitingPuts
@@ -131,7 +131,14 @@ class FrameWriter:
 
     def purge(self, channel: str) -> int:
         """Drop the frames of `channel` that are not begun, those of waiting puts too; how many they were."""
-        dropped = self._backlog.purge(channel) + self._waiting.purge(channel)
+        return self._drop(lambda frame: frame[1] == channel)
+
+    def purge_events(self) -> int:
+        """The same of all frames that deliver an event, of whichever channel or of none; answers stay."""
+        return self._drop(is_event)
+
+    def _drop(self, unwanted: Unwanted) -> int:
+        dropped = self._backlog.purge(unwanted) + self._waiting.purge(unwanted)
         self._purged += dropped
         self._admit_waiting()
         self._note_drained()

@@ -25,6 +25,7 @@ from relay.websocket.endings import SHUTDOWN, ordered
 from relay.websocket.head import RequestHead
 from relay.websocket.limits import Limits
 from relay.websocket.session import Services, Session
+from relay.websocket.shares import Shares
 
 # Ending one connection wakes its task; so many of them at once leave room for the others' work.
 ENDS_PER_CHECKPOINT = 64
@@ -61,8 +62,9 @@ class WebSocketEndpoint:
         self._on_login: Callable[[Caller], None] | None = None
         self._all_gone = trio.Event()
         self.limits = Limits(settings, ingest.note)
+        shares = Shares(settings.pool_size_max, settings.pool_acquire_seconds)
         self._services = Services(
-            settings, hub, ingest, authenticator, directory, pool, self.limits, clock,
+            settings, hub, ingest, authenticator, directory, pool, self.limits, shares, clock,
             draining=lambda: self._draining, logged_in=self._logged_in,
         )  # fmt: skip
 

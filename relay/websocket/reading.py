@@ -59,6 +59,17 @@ async def readable(session: Session, caller: Caller) -> frozenset[str]:
     return accessible if caller.channel_ids is None else accessible & caller.channel_ids
 
 
+async def still_readable(session: Session, caller: Caller) -> frozenset[str]:
+    """The same as of the moment of the return, for what is then shown without another wait: an answer that a removal
+    has overtaken on its way here is not taken. Raises as `readable`."""
+    directory = session.services.directory
+    while True:
+        generation = directory.accessible_generation
+        found = await readable(session, caller)
+        if directory.accessible_generation == generation:
+            return found
+
+
 def failure_text(error: Exception, what: str) -> str:
     """What the client is told of one of `FAILURES`; the log is told the rest."""
     # Who waits for the members of a channel gets the error of the task that asked for them as its cause.

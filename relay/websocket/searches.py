@@ -16,7 +16,7 @@ from relay.nostr.messages import ReqMessage, event_ws_frame
 from relay.query.conditions import Reach
 from relay.query.replay import Limits
 from relay.query.search import hits
-from relay.websocket.reading import batches, readable, reader
+from relay.websocket.reading import batches, reader, still_readable
 
 if TYPE_CHECKING:
     from relay.websocket.session import Session
@@ -37,11 +37,12 @@ async def answer(session: Session, request: ReqMessage, accessible: frozenset[st
     prefix = messages.event_prefix(request.sub_id)
     sent: set[bytes] = set()
     for wanted in request.filters:
-        rows = await hits(services.pool, wanted, reach, limits, now=services.now_us() // 1_000_000)
+        async with services.shares.turn(caller.pubkey, session.place):
+            rows = await hits(services.pool, wanted, reach, limits, now=services.now_us() // 1_000_000)
         fresh = [row for row in rows if row.id not in sent]
         sent.update(row.id for row in fresh)
         for batch in batches(fresh):
-            still = await readable(session, caller)
+            still = await still_readable(session, caller)
             frames = [
                 (event_ws_frame(prefix, row.json), row.channel_id)
                 for row in batch

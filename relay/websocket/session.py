@@ -45,6 +45,7 @@ from relay.websocket import endings, handlers
 from relay.websocket.endings import Ending
 from relay.websocket.limits import Limits
 from relay.websocket.replies import Replies
+from relay.websocket.shares import Shares
 from relay.websocket.transport import Transport
 
 log = structlog.get_logger(__name__)
@@ -76,6 +77,7 @@ class Services:
     directory: Directory
     pool: Database
     limits: Limits
+    shares: Shares
     now_us: Callable[[], int]
     draining: Callable[[], bool]
     logged_in: Callable[[Caller], None]
@@ -233,7 +235,9 @@ class Session:
         settings = self.services.settings
         with trio.move_on_after(settings.flush_seconds):
             await self.replies.wait_empty()
-            await self.put(notice(f"invalid: message exceeds maximum size of {settings.max_frame_bytes} bytes"))
+            text = f"invalid: message exceeds maximum size of {settings.max_frame_bytes} bytes"
+            # Past `put`: this is the reader's task, and the handler's place is not its to leave and take again.
+            await self.outbound.put(ws_frame(notice(text)))
             await self.outbound.flushed(settings.flush_seconds)
         self._ending = self._ending or endings.TOO_BIG
 
@@ -309,6 +313,7 @@ class Session:
         hub = self.services.hub
         sub_ids = list(hub.index.subs.get(self, ()))
         hub.disconnect(self)
+        metrics.FANOUT_PURGED.inc(self.outbound.purge_events())
         # Not sent yet: the handler may have stored events in hand, and none of them must come after this.
         self._last_words = [ws_frame(closed(sub_id, f"auth-required: {why.value}")) for sub_id in sub_ids]
         metrics.TOKENS_ENDED.labels(why.name.lower()).inc()

@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.fanout.backlog import Backlog
+from relay.fanout.backlog import Backlog, Frame, is_event
+from relay.nostr.messages import closed, event_prefix, event_ws_frame, notice, ok, ws_frame
 
 frames = st.lists(st.tuples(st.binary(min_size=1, max_size=20), st.sampled_from(["x", "y", None])), max_size=12)
+
+
+def of_x(frame: Frame) -> bool:
+    return frame[1] == "x"
 
 
 def wire(backlog: Backlog) -> bytes:
@@ -43,10 +48,10 @@ def test_purging_drops_exactly_the_unbegun_frames_of_the_channel(given_frames, t
             expected, taken = expected + frame[taken:], 0
         else:
             dropped += 1
-    assert backlog.purge("x") == dropped
+    assert backlog.purge(of_x) == dropped
     assert wire(backlog) == expected
     assert backlog.bytes == len(expected)
-    assert backlog.purge("x") == 0
+    assert backlog.purge(of_x) == 0
 
 
 def test_control_frames_follow_the_begun_frame_and_precede_the_others():
@@ -87,3 +92,11 @@ def test_a_direct_write_past_waiting_frames_is_a_bug():
     backlog.append((b"a", None))
     with pytest.raises(AssertionError):
         backlog.append_remainder([(b"b", None)], 0)
+
+
+@pytest.mark.parametrize("size", [1, 100, 126, 60_000, 70_000])
+def test_what_is_an_event(size):
+    assert is_event((event_ws_frame(event_prefix("s"), b"{" + b" " * size + b"}"), None))
+    for payload in (ok("00" * 32, True, "x" * size), notice('["EVENT",' + "x" * size), closed('["EVENT",', "")):
+        assert not is_event((ws_frame(payload), "channel"))
+    assert not is_event((b"\x81\x00", None))

@@ -12,9 +12,10 @@ import pytest
 import trio
 import trio.testing
 
-from relay.fanout.hub import HELD_EVENTS_MAX, Batch, Hub, Joined, Left, Live
+from relay.fanout.hub import HELD_EVENTS_MAX, Batch, Hub, Joined, Left, Live, LiveSubscription
 from relay.nostr.event import Event
-from relay.nostr.messages import ws_frame
+from relay.nostr.filter import Filter
+from relay.nostr.messages import event_prefix, ws_frame
 from relay.store.members import Audience
 from relay.store.snapshot import Snapshot
 from relay.websocket.limits import Gate
@@ -87,6 +88,20 @@ async def test_the_boundary_between_stored_and_live_neither_loses_nor_doubles() 
         await world.publish(ALICE.sign(1, "shown"), xid=103)
         await world.publish(ALICE.sign(20001, "x"), ALICE.sign(1, "ephemeral"), xid=None)
         assert await client.contents(3) == ["102", "105", "ephemeral"]
+
+
+async def test_what_only_a_filter_without_stored_events_wants_was_not_replayed() -> None:
+    """`limit` 0 asks for what comes from now on, also where another filter of the REQ asked the store."""
+    async with running_hub({}) as world:
+        client = world.client(ALICE)
+        filters = (Filter(kinds=frozenset({1}), limit=0), Filter(kinds=frozenset({7})))
+        subscription = LiveSubscription(client, "x", filters, None, event_prefix("x"))
+        world.hub.subscribe(subscription)
+        await world.publish(ALICE.sign(1, "news"), ALICE.sign(7, "replayed"), xid=50)
+        frames = world.hub.go_live(subscription, Snapshot(100, 100, frozenset()))
+        assert [orjson.loads(frame[4:])[2]["content"] for frame, _ in frames] == ["news"]
+        await world.publish(ALICE.sign(7, "late"), ALICE.sign(1, "late news"), xid=51)
+        assert await client.contents(1) == ["late news"]
 
 
 async def test_what_waits_for_eose_is_bounded() -> None:

@@ -239,3 +239,15 @@ async def test_many_tag_values_are_looked_up_one_by_one(pool: Pool) -> None:
         plan = "\n".join([line[0] for line in await con.fetch(f"EXPLAIN {statement}", *arguments)])
     assert "tag_values @>" in plan
     assert "&&" not in plan
+
+
+async def test_many_tag_values_are_looked_up_once_whatever_the_planner_believes(pool: Pool) -> None:
+    """A young relay, before the first ANALYZE: the table is taken for empty."""
+    await pool.execute(FILL.replace("20000", "2000"), CHANNELS)
+    wanted = Filter(tags={"e": frozenset(str(number) for number in range(1, 500))}, limit=1000)
+    selection = select(wanted, EVERYTHING, now=NOW, limit_default=500, limit_max=10_000)
+    assert selection is not None
+    statement, arguments = selection.page(1000)
+    plan = "\n".join([line[0] for line in await pool.fetch(f"EXPLAIN ANALYZE {statement}", *arguments)])
+    (values,) = [line for line in plan.splitlines() if "Function Scan on unnest" in line]
+    assert "loops=1)" in values, plan

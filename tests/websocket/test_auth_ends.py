@@ -175,6 +175,33 @@ async def test_a_replay_is_broken_off(watched: Watched) -> None:
     assert relay.core.hub.statistics().subscriptions == 0
 
 
+async def test_events_that_wait_for_a_slow_client_are_withdrawn(watched: Watched) -> None:
+    """Of a channel or of none; the answer to what it had published itself still comes."""
+    relay = watched.relay
+    channel = await relay.channel(ALICE, BOB)
+    token_id, text = await watched.mint(ALICE)
+    client = await relay.connect(receive_buffer=4096)
+    assert (await client.log_in(ALICE, tags=[["auth_token", text]]))[2:] == [True, ""]
+    await client.request("s", {"kinds": [9], "#h": [channel]})
+    await client.request("t", {"kinds": [1], "authors": [BOB.pubkey]})
+    (session,) = relay.core.hub.peers_with_token(token_id)
+    writer, published = await relay.connect(BOB), 0
+    while session.outbound.statistics().queued_frames < 6:
+        text = f"{published} " + "x" * 30_000
+        await writer.publish(message(BOB, channel, text) if published % 2 else BOB.sign(1, text))
+        published += 1
+    mine = ALICE.sign(1, "mine")
+    await client.send("EVENT", fields(mine))
+    with trio.fail_after(10):
+        while not await relay.core.pool.fetchval("SELECT true FROM events WHERE id = $1", bytes.fromhex(mine.id)):
+            await trio.sleep(0.01)
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    unsent = session.outbound.statistics().queued_frames - 1
+    assert relay.endpoint.end_identity(token_id, Why.REVOKED) == 1
+    assert (await client.closed())[0] == 1008
+    assert [frame[0] for frame in client.frames] == ["EVENT"] * (published - unsent) + ["OK", "CLOSED", "CLOSED"]
+
+
 async def test_a_request_that_waits_for_the_store_is_broken_off(watched: Watched) -> None:
     """It has no subscription yet that could be ended; it must not get one when the store answers after all."""
     relay = watched.relay

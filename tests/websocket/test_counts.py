@@ -10,7 +10,9 @@ from relay.access.directory import Directory
 from relay.asyncpg_trio.errors import PoolTimeout
 from relay.errors import StoreBusy
 from relay.nostr.kinds import GIFT_WRAP, MEMBER_ADDED_NOTIFICATION
+from relay.query.count import count
 from relay.store.events import Row, insert_batch
+from relay.websocket import counts
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, fields, message, now, serving
 from tests.websocket.rights import limit
@@ -208,3 +210,25 @@ async def test_a_pool_without_a_free_connection_is_told(migrated_dsn: str) -> No
         async with relay.core.pool.acquire():
             assert await refused(client, {"kinds": [1]}) == "rate-limited: too many concurrent requests"
         assert await counted(client, {"kinds": [1]}) == 0
+
+
+async def test_access_lost_while_the_store_counts_is_in_the_answer(
+    relay: RelayUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count may have waited long for a free connection."""
+    channel = await relay.channel(ALICE, BOB)
+    reader, owner = await relay.connect(BOB), await relay.connect(ALICE)
+    await owner.publish(message(ALICE, channel, "secret"))
+    assert await counted(reader, {"kinds": [9]}) == 1
+    removed = False
+
+    async def removal_then_count(*arguments: Any, **options: Any) -> int:
+        nonlocal removed
+        if not removed:
+            removed = True
+            remove = ALICE.sign(9001, tags=[["h", channel], ["p", BOB.pubkey]])
+            assert (await owner.publish(remove))[2:] == [True, ""]
+        return await count(*arguments, **options)
+
+    monkeypatch.setattr(counts, "count", removal_then_count)
+    assert await counted(reader, {"kinds": [9]}) == 0

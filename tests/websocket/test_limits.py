@@ -335,6 +335,29 @@ async def test_a_client_that_leaves_gives_its_place_back(narrow: RelayUnderTest)
     assert await ask(other, "s") == ["EOSE", "s"]
 
 
+async def test_a_message_that_is_too_long_keeps_nobodys_place(migrated_dsn: str) -> None:
+    """It is told so by another task than the one that handles the message before it, and has the place."""
+    too_long = "x" * 5000
+    async with serving(
+        migrated_dsn, max_concurrent_handlers=1, handler_wait_seconds=30, flush_seconds=10, max_frame_bytes=4096
+    ) as relay:  # fmt: skip
+        busy, other = await relay.connect(ALICE), await relay.connect(BOB)
+        async with relay.core.pool.transaction() as con:
+            await con.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+            await busy.send("REQ", "s", {"kinds": [1]})
+            await wait_active(1)
+            await other.send("REQ", "t", {"kinds": [1]})
+            with trio.fail_after(10):
+                while not relay.endpoint.limits.gate.lot:
+                    await trio.sleep(0.005)
+            await busy.send_text(too_long)
+            assert (await busy.receive())[0] == "NOTICE"
+        assert await other.receive() == ["EOSE", "t"]
+        assert (await busy.closed())[0] == 1009
+        await wait_active(0)
+        assert await ask(other, "t") == ["EOSE", "t"]
+
+
 # -- each number of the document, at its edge --------------------------------------------------------------------------
 
 DRIFT = 100

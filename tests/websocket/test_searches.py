@@ -9,6 +9,7 @@ import pytest
 
 from relay.asyncpg_trio.errors import PoolTimeout
 from relay.query import search
+from relay.store import members
 from relay.websocket import searches
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, message, now, serving
@@ -157,6 +158,37 @@ async def test_access_lost_while_the_store_is_searching_counts(
 
     assert len(await found(reader, {"kinds": [1, 9], "search": "word"})) == 2
     monkeypatch.setattr(searches, "hits", hits_then_removal)
+    assert await found(reader, {"kinds": [1, 9], "search": "word"}) == ["word public"]
+
+
+async def test_access_lost_while_the_store_is_asked_who_may_read_counts(
+    relay: RelayUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer was right when it was given; when it arrives, the removal has its OK."""
+    channel = await relay.channel(ALICE, BOB)
+    reader, owner = await relay.connect(BOB), await relay.connect(ALICE)
+    await owner.publish(message(ALICE, channel, "word secret"))
+    await owner.publish(ALICE.sign(1, "word public"))
+    ask, armed = members.accessible_channel_ids, False
+
+    async def answer_then_removal(db: Any, pubkey: str) -> Any:
+        nonlocal armed
+        answer = await ask(db, pubkey)
+        if armed:
+            armed = False
+            remove = ALICE.sign(9001, tags=[["h", channel], ["p", BOB.pubkey]])
+            assert (await owner.publish(remove))[2:] == [True, ""]
+        return answer
+
+    async def hits_then_forgotten(*arguments: Any, **options: Any) -> Any:
+        nonlocal armed
+        rows = await search.hits(*arguments, **options)
+        relay.core.directory.invalidate_accessible_all()  # an open channel came somewhere
+        armed = True
+        return rows
+
+    monkeypatch.setattr(members, "accessible_channel_ids", answer_then_removal)
+    monkeypatch.setattr(searches, "hits", hits_then_forgotten)
     assert await found(reader, {"kinds": [1, 9], "search": "word"}) == ["word public"]
 
 
