@@ -128,14 +128,7 @@ class Parts:
         self._input_ended = False
         self._admin: list[tuple[str, ASGIApp, list[trio.SocketListener]]] = []
 
-        self._audit_worker = AuditWorker(
-            PoolSink(audit, entries_max=settings.audit_batch),
-            capacity=settings.audit_queue,
-            batch_entries=settings.audit_batch,
-            linger_seconds=settings.audit_linger_seconds,
-            drain_seconds=settings.audit_drain_seconds,
-            producers_seconds=max(0.0, settings.audit_drain_seconds - LAST_BATCH_SECONDS),
-        )
+        self._audit_worker = _audit_worker(settings, audit)
         self._directory = Directory(main, settings)
         self._hub = Hub(
             partial(_audiences, main),
@@ -165,7 +158,12 @@ class Parts:
         )
         self._endpoint.on_login(self._tokens.logged_in)
         self._install_listener()
-        self._probe = _Probe(
+        self._services = self._http_services(authenticator)
+        self.app: ASGIApp = create_app(self._services)
+
+    def _http_services(self, authenticator: Authenticator) -> Services:
+        main, *others = self._pools
+        probe = _Probe(
             OwnConnection(
                 partial(
                     self._connect,
@@ -177,23 +175,22 @@ class Parts:
             )
         )
         began = time.monotonic()
-        self._services = Services(
-            settings=settings,
+        return Services(
+            settings=self._settings,
             pool=main,
             directory=self._directory,
             ingest=self._ingest,
             hub=self._hub,
             audit=self._audit_worker,
             authenticator=authenticator,
-            relay_key=key,
-            readiness=self._probe.ask,
-            shutting_down=lambda: not stop.is_ready,
+            relay_key=self._key,
+            readiness=probe.ask,
+            shutting_down=lambda: not self._stop.is_ready,
             uptime=lambda: time.monotonic() - began,
             writes_refused=lambda: self._refusing,
-            other_pools=(audit,),
+            other_pools=tuple(others),
             refuse_event=self._endpoint.limits.refuse_event,
         )
-        self.app: ASGIApp = create_app(self._services)
 
     def _install_listener(self) -> None:
         settings = self._settings
@@ -307,6 +304,17 @@ class Parts:
     def drain_result(self) -> tuple[bool, int]:
         report = self._audit_worker.report
         return (True, 0) if report is None else (report.finished, report.left)
+
+
+def _audit_worker(settings: Settings, pool: Pool) -> AuditWorker:
+    return AuditWorker(
+        PoolSink(pool, entries_max=settings.audit_batch),
+        capacity=settings.audit_queue,
+        batch_entries=settings.audit_batch,
+        linger_seconds=settings.audit_linger_seconds,
+        drain_seconds=settings.audit_drain_seconds,
+        producers_seconds=max(0.0, settings.audit_drain_seconds - LAST_BATCH_SECONDS),
+    )
 
 
 class _Probe:

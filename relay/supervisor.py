@@ -9,13 +9,18 @@ table; how they stop is told in relay/shutdown.py, what they are made of in rela
     launcher's wish to stop   outermost nursery         Hypercorn's parent process    cancelled last of all
     embedded PostgreSQL       outermost context         -                             after everything below has ended
     audit worker              audit nursery, shielded   entries, one clone a producer end of data, or 5 s after T
-    commit task               root nursery              admitted plain events         end of data
-    effect workers (4)        root nursery              admitted events with effects  end of data
     fan-out task              root nursery              dispatched batches            end of data
+    commit task               root nursery              plain events, audit entries   end of data
+    effect workers (4)        root nursery              events with effects, reaper   end of data
     web server                root nursery              the port                      told to stop at T, gone by T + 2
       one nursery each        the listener              a connection's frames         either side's end
-    heartbeat, caretakers     root nursery              time                          cancelled
-    token watch               root nursery              notices of PostgreSQL, time   cancelled
+    heartbeat                 root nursery              time                          cancelled
+    audience loader           root nursery              channels that nobody knows    cancelled
+    refusal counts            root nursery              refusals, every 15 s          cancelled
+    reaper                    root nursery              time                          cancelled
+    token watch               root nursery              notices, logins, time         cancelled
+    token expiries            root nursery              time                          cancelled
+    loop lag                  root nursery              time                          cancelled
     PostgreSQL's supervisor   root nursery              the child's end               cancelled
     health, metrics           root nursery              their ports                   cancelled
 

@@ -149,7 +149,7 @@ class Audiences:
     async def _load_all(self, wanted: list[str], out: trio.MemorySendChannel[Batch]) -> None:
         try:
             found = await self._load(wanted)
-        except (StoreError, *STORE_FAILURES) as error:
+        except STORE_FAILURES as error:
             log.warning("audiences could not be loaded", channels=len(wanted), error=str(error))
             self._fail(wanted, error)
             await trio.sleep(RETRY_SECONDS)

@@ -259,10 +259,6 @@ class SubscriptionIndex:
         own = self.subs.get(connection)
         return own.get(sub_id) if own is not None else None
 
-    def get_filters(self, connection: Any, sub_id: str) -> tuple[Filter, ...] | None:
-        sub = self.get(connection, sub_id)
-        return sub.filters if sub is not None else None
-
     def about(self, connection: Any, channel: str) -> list[Subscription]:
         """The connection's subscriptions that are about `channel`, oldest first."""
         own = self.subs.get(connection, {})

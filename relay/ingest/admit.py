@@ -19,6 +19,7 @@ from relay.access.scopes import UNKNOWN_KIND, refuse_submission
 from relay.config import Settings
 from relay.errors import Refusal
 from relay.ingest import targets, threads
+from relay.ingest.group_edits import unarchives
 from relay.ingest.types import Admission, Door, Route
 from relay.nostr import kinds
 from relay.nostr.diff import refuse_diff
@@ -215,7 +216,7 @@ class Admitter:
                 member = await self._directory.is_member(channel_id, caller.pubkey)
             if not member:
                 return NOT_MEMBER
-        if channel.archived and not _unarchives(event):
+        if channel.archived and not unarchives(event):
             return ARCHIVED
         return channel.ttl_seconds is not None
 
@@ -316,10 +317,6 @@ def _names_any(event: Event, names: frozenset[str]) -> bool:
         if tag[0] in names:
             return True
     return False
-
-
-def _unarchives(event: Event) -> bool:
-    return event.kind == kinds.NIP29_EDIT_METADATA and any(tag[:2] == ["archived", "false"] for tag in event.tags)
 
 
 def _has_nul(event: Event) -> bool:

@@ -23,6 +23,7 @@ from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome
 from relay.nostr import kinds
 from relay.nostr.event import Event, load_event
 from relay.nostr.ids import parse_hex64
+from relay.nostr.numbers import parse_decimal
 from relay.store import channels, deletions, events, members, profiles, reactions, threads
 from relay.store.events import StoredEvent
 from relay.store.members import ELEVATED
@@ -47,10 +48,8 @@ def parse_address(text: str) -> Address | None:
     """`kind:pubkey:d` in its one spelling (NIP-01): the stored deletion is found by this text later."""
     number, _, rest = text.partition(":")
     pubkey, colon, d = rest.partition(":")
-    if not (colon and number.isascii() and number.isdigit() and len(number) <= 5 and str(int(number)) == number):
-        return None
-    kind = int(number)
-    if parse_hex64(pubkey) != pubkey:
+    kind = parse_decimal(number, kinds.KIND_MAX)
+    if kind is None or str(kind) != number or not colon or parse_hex64(pubkey) != pubkey:
         return None
     if kinds.is_addressable(kind) or (kinds.is_replaceable(kind) and not d):
         return Address(kind, pubkey, d)

@@ -61,7 +61,7 @@ class OpenDm:
             participant_hash=digest,
         )
         assert channel_id is not None
-        effect.audit_channel(Action.CHANNEL_CREATED, channel_id, metadata={"channel_type": "dm"})
+        effect.audit(Action.CHANNEL_CREATED, None, channel_id, metadata={"channel_type": "dm"})
         for pubkey in self.participants:
             await members.put(effect.con, channel_id, pubkey, "member", self.actor)
             self._added(effect, channel_id, pubkey)
@@ -91,5 +91,5 @@ class OpenDm:
 
     @staticmethod
     def _added(effect: Effect, channel_id: str, pubkey: str) -> None:
-        effect.audit_channel(Action.MEMBER_ADDED, channel_id, metadata={"target": pubkey, "role": "member"})
+        effect.audit(Action.MEMBER_ADDED, None, channel_id, metadata={"target": pubkey, "role": "member"})
         effect.invalidations.append(lambda directory: directory.invalidate_membership(channel_id, pubkey))

@@ -76,31 +76,20 @@ class Effect:
     def audit(
         self,
         action: Action,
-        event: Event,
+        event: Event | None,
         channel_id: str | None,
         *,
         actor: str | None = None,
         metadata: dict[str, str] | None = None,
     ) -> None:
+        """Notes an entry of this transaction; without an event for what no client's event asked for."""
         entry = new_entry(
             action,
             time_us=self.time_us,
             uuid=str(uuid4()),
             actor=actor or self.actor,
-            event_id=event.id,
-            kind=event.kind,
-            channel_id=channel_id,
-            metadata=metadata,
-        )
-        self.entries.append(entry)
-
-    def audit_channel(self, action: Action, channel_id: str, *, metadata: dict[str, str] | None = None) -> None:
-        """An entry for what no client's event asked for."""
-        entry = new_entry(
-            action,
-            time_us=self.time_us,
-            uuid=str(uuid4()),
-            actor=self.actor,
+            event_id=None if event is None else event.id,
+            kind=None if event is None else event.kind,
             channel_id=channel_id,
             metadata=metadata,
         )

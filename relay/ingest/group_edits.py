@@ -22,6 +22,7 @@ from relay.ingest.relay_events import GROUP_STATE_KINDS
 from relay.ingest.types import STORED, Admission, Outcome
 from relay.nostr import kinds
 from relay.nostr.event import Event
+from relay.nostr.numbers import parse_decimal
 from relay.store import channels, events, members
 from relay.store.channels import ChannelRecord
 from relay.store.members import ELEVATED
@@ -55,7 +56,7 @@ class _Change:
 async def edit_metadata(effect: Effect, admission: Admission, ttl_override: int | None = None) -> Outcome:
     """Kind 9002. `ttl_override` replaces the life (seconds) of a channel that is to have one."""
     event = admission.event
-    before = await lock(effect, admission, even_archived=_unarchives(event))
+    before = await lock(effect, admission, even_archived=unarchives(event))
     changes = _changes(event, before)
     await _check_rights(effect, before, event.pubkey, {change.field for change in changes})
     channel, messages = before, []
@@ -84,8 +85,9 @@ async def _tell_caches_and_readers(effect: Effect, channel_id: str, *, visibilit
         effect.items.insert(0, Redefined(channel_id, audience))
 
 
-def _unarchives(event: Event) -> bool:
-    return any(tag[:2] == ["archived", "false"] for tag in event.tags)
+def unarchives(event: Event) -> bool:
+    """Whether it is an edit that takes its channel out of the archive: nothing else may come into one."""
+    return event.kind == kinds.NIP29_EDIT_METADATA and any(tag[:2] == ["archived", "false"] for tag in event.tags)
 
 
 def _changes(event: Event, before: ChannelRecord) -> list[_Change]:
@@ -143,9 +145,7 @@ def check_name(name: str) -> None:
 
 def parse_ttl(text: str) -> int | None:
     """Seconds, from 1 to what the column holds; None where the text is nothing of the kind."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 10):
-        return None
-    return seconds if 0 < (seconds := int(text)) <= TTL_SECONDS_MAX else None
+    return parse_decimal(text, TTL_SECONDS_MAX) or None
 
 
 async def _check_rights(effect: Effect, channel: ChannelRecord, actor: str, fields: set[str]) -> None:

@@ -28,11 +28,10 @@ from relay.ingest.group_state import (
 from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome
 from relay.nostr import kinds
 from relay.nostr.event import Event
-from relay.nostr.ids import parse_hex64
+from relay.nostr.ids import NIL_UUID, parse_hex64
 from relay.store import channels, events, members
 from relay.store.members import ELEVATED, ROLES
 
-NIL_UUID = "00000000-0000-0000-0000-000000000000"
 # A DM or a workflow channel has rules of its own, and the relay makes it where these are kept.
 CREATABLE_TYPES = ("stream", "forum")
 CHANNEL_EXISTS = Outcome(False, "duplicate: channel already exists")
@@ -80,10 +79,14 @@ def _creation_tags(event: Event) -> tuple[str, str, str, int | None]:
     name = event.first_tag("name") or ""
     check_name(name)
     check_text("about", event.first_tag("about") or "")
-    visibility = event.first_tag("visibility") or named_visibility(event) or "open"
+    visibility = event.first_tag("visibility")
+    if visibility is None:
+        visibility = named_visibility(event) or "open"
     if visibility not in channels.VISIBILITIES:
         raise _refuse_bare(f"invalid visibility: {visibility}")
-    channel_type = event.first_tag("channel_type") or "stream"
+    channel_type = event.first_tag("channel_type")
+    if channel_type is None:
+        channel_type = "stream"
     if channel_type not in CREATABLE_TYPES:
         raise _refuse_bare(f"invalid channel_type: {channel_type}")
     ttl = event.first_tag("ttl")

@@ -24,6 +24,7 @@ from relay.ingest.effects import Apply, Effect, Ended
 from relay.ingest.group_state import store_group_state, store_system_message
 from relay.ingest.relay_events import GROUP_STATE_KINDS
 from relay.ingest.types import STORED, Outcome
+from relay.nostr.ids import NIL_UUID
 from relay.store import channels
 from relay.store.channels import Database
 from relay.store.failures import STORE_FAILURES
@@ -32,7 +33,6 @@ log = structlog.get_logger()
 
 PAGE = 500
 """Channels of one look into the table; there is a next one as long as it is full."""
-FIRST_UUID = "00000000-0000-0000-0000-000000000000"
 
 # Somebody else did it, or it is not due any more: nothing was stored.
 _NOTHING = Outcome(True, "nothing to do")
@@ -90,16 +90,9 @@ class Reaper:
 
     async def _sweep(self) -> bool:
         """Whether something was found, and there may be more."""
-        swept = 0
-
-        async def sweep(effect: Effect) -> Outcome:
-            nonlocal swept
-            outcome = await expiry.sweep(effect)
-            swept = sum(entry.action == Action.EVENT_DELETED for entry in effect.entries)
-            return outcome
-
-        outcome = await self._submit(sweep)
-        if not outcome.accepted or not swept:
+        outcome = await self._submit(expiry.sweep)
+        swept = int(outcome.message) if outcome.accepted else 0
+        if not swept:
             return False
         metrics.REAPED.labels("event").inc(swept)
         return True
@@ -110,7 +103,7 @@ class Reaper:
         Raises:
             StoreError, PostgresError ...: As `look`.
         """
-        after, complete = FIRST_UUID, True
+        after, complete = NIL_UUID, True
         while found := await channels.without_state(self._db, self._pubkey, GROUP_STATE_KINDS, after=after, limit=PAGE):
             for channel_id in found:
                 outcome = await self._submit(partial(complete_state, channel_id=channel_id))
@@ -125,7 +118,7 @@ async def archive_expired(effect: Effect, *, channel_id: str) -> Outcome:
     if not await channels.lock_expired(effect.con, channel_id):
         raise Ended(_NOTHING)
     await channels.archive(effect.con, channel_id)
-    effect.audit_channel(Action.CHANNEL_UPDATED, channel_id, metadata={"changed": "archived", "reason": "ttl"})
+    effect.audit(Action.CHANNEL_UPDATED, None, channel_id, metadata={"changed": "archived", "reason": "ttl"})
     effect.invalidations.append(lambda directory: directory.invalidate_channel(channel_id))
     await store_system_message(effect, channel_id, type="channel_auto_archived")
     await store_group_state(effect, channel_id)

@@ -9,6 +9,7 @@ import re
 from typing import Final
 
 from relay.nostr.event import Event
+from relay.nostr.numbers import parse_decimal
 
 CONTENT_BYTES_MAX: Final = 61_440
 UINT32_MAX: Final = 2**32 - 1
@@ -42,10 +43,6 @@ def _refuse_tag(tag: list[str]) -> str | None:
             return "parent-commit SHA must be at least 7 hex characters"
         case "branch" if len(tag) < 3 or not value or not tag[2]:
             return "branch tag requires both source and target"
-        case "pr" if not _is_positive(value):
+        case "pr" if not parse_decimal(value, UINT32_MAX):
             return "pr number must be a positive integer"
     return None
-
-
-def _is_positive(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) <= UINT32_MAX

@@ -12,6 +12,9 @@ from typing import Final
 from relay.nostr import nip19
 from relay.nostr.keys import is_valid_pubkey
 
+NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"
+"""RFC 9562 §5.9: stands before every other, and for nothing."""
+
 # ASCII: without it, ignoring case would take the dotless i (U+0131) for an i.
 _UUID: Final = re.compile(
     r"""

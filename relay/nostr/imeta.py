@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from relay.errors import ProtocolError
+from relay.nostr.numbers import parse_decimal
 
 EXTENSIONS: Final = {
     "image/jpeg": "jpg",
@@ -145,7 +146,7 @@ def _check_value(key: str, value: str, base: str) -> None:
             raise InvalidImeta(f"imeta m must be a supported MIME type ({', '.join(EXTENSIONS)})")
         case "x" if not _HASH.fullmatch(value):
             raise InvalidImeta("imeta x must be a 64-char lowercase hex SHA-256")
-        case "size" | "bitrate" if not _is_positive(value):
+        case "size" | "bitrate" if not parse_decimal(value, UINT64_MAX):
             raise InvalidImeta(f"imeta {key} must be a positive integer")
         case "thumb":
             file = parse_media_url(value, base)
@@ -180,7 +181,3 @@ def _check_duration(value: str) -> None:
         raise InvalidImeta("imeta duration must be a valid float")
     if not (math.isfinite(seconds := float(value)) and seconds > 0):
         raise InvalidImeta("imeta duration must be a positive finite number")
-
-
-def _is_positive(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 20 and 0 < int(text) <= UINT64_MAX

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from relay.nostr.event import Event
+from relay.nostr.numbers import parse_decimal
 
-# 18 digits always fit PostgreSQL's bigint.
-_DIGITS_MAX: Final = 18
+# All numbers of 18 digits; they fit PostgreSQL's bigint.
+_LATEST: Final = 10**18 - 1
 
 
 def expires_at(event: Event) -> int | None:
@@ -21,7 +22,7 @@ def expires_at(event: Event) -> int | None:
     """
     for tag in event.tags:
         if tag[0] == "expiration" and len(tag) > 1:
-            text = tag[1]
-            if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX:
-                return int(text)
+            end = parse_decimal(tag[1], _LATEST)
+            if end is not None:
+                return end
     return None

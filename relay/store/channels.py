@@ -11,7 +11,6 @@ from relay.asyncpg_trio import Connection, Pool
 
 Database = Connection | Pool
 
-CHANNEL_TYPES = ("stream", "forum", "dm", "workflow")
 VISIBILITIES = ("open", "private")
 
 

@@ -11,19 +11,15 @@ from typing import Any
 
 from relay.asyncpg_trio import Connection
 from relay.nostr.kinds import is_addressable
-from relay.store.events import StoredEvent, lock_replaceable, tag_key
-
-_COLUMNS = (
-    "encode(id, 'hex') AS id, encode(pubkey, 'hex') AS pubkey, kind, channel_id::text, created_at, signed_json, "
-    "{deleted} AS deleted"
-)
+from relay.store.events import STORED_COLUMNS, StoredEvent, lock_replaceable, stored_event, tag_key
 
 # One that has expired is gone, although nobody has marked it yet.
 _LOCK = f"""
-SELECT {_COLUMNS.format(deleted="deleted_at IS NOT NULL OR coalesce(expires_at <= $2, false)")}
+SELECT {STORED_COLUMNS}, deleted_at IS NOT NULL OR coalesce(expires_at <= $2, false) AS deleted
 FROM events WHERE id = $1 FOR """
 
-_MARK = f"UPDATE events SET deleted_at = now() WHERE id = ANY($1::bytea[]) RETURNING {_COLUMNS.format(deleted='true')}"
+_MARK = f"""
+UPDATE events SET deleted_at = now() WHERE id = ANY($1::bytea[]) RETURNING {STORED_COLUMNS}, true AS deleted"""
 
 # Whatever two sweeps, or a sweep and a deletion, both want, one of them leaves to the other.
 _EXPIRED = """
@@ -43,12 +39,6 @@ WHERE event_id = ANY($1::bytea[]) AND parent_event_id IS NOT NULL ORDER BY event
 _LOCK_THREADS = "SELECT FROM thread_metadata WHERE event_id = ANY($1::bytea[]) ORDER BY event_id FOR NO KEY UPDATE"
 
 
-def _stored(row: Any) -> StoredEvent:
-    return StoredEvent(
-        row["id"], row["pubkey"], row["kind"], row["channel_id"], row["created_at"], row["signed_json"], row["deleted"]
-    )
-
-
 async def lock(con: Connection, event_id: str, now: int, *, shared: bool = False) -> StoredEvent | None:
     """The event, and nobody deletes it before this transaction ends; None where there is none.
 
@@ -56,13 +46,13 @@ async def lock(con: Connection, event_id: str, now: int, *, shared: bool = False
     for those who only refer to it.
     """
     row = await con.fetchrow(f"{_LOCK}{'SHARE' if shared else 'NO KEY UPDATE'}", bytes.fromhex(event_id), now)
-    return None if row is None else _stored(row)
+    return None if row is None else stored_event(row)
 
 
 async def mark_expired(con: Connection, now: int, events_max: int) -> list[StoredEvent]:
     """Deletes those whose time is over at `now` (seconds), the oldest first, and returns them."""
     rows = await con.fetch(_EXPIRED, now, events_max)
-    return [_stored(row) for row in await con.fetch(_MARK, [row[0] for row in rows])] if rows else []
+    return await _mark(con, rows)
 
 
 async def lock_address(con: Connection, kind: int, pubkey: str, d: str) -> bool:
@@ -85,7 +75,12 @@ async def mark_address(con: Connection, kind: int, pubkey: str, d: str, until: i
     by_d, arguments = _by_d(is_addressable(kind), d)
     live = f"SELECT id {_OF_AUTHOR}{by_d}deleted_at IS NULL AND created_at <= ${len(arguments) + 3} FOR NO KEY UPDATE"
     rows = await con.fetch(live, bytes.fromhex(pubkey), kind, *arguments, until)
-    return [_stored(row) for row in await con.fetch(_MARK, [row[0] for row in rows])] if rows else []
+    return await _mark(con, rows)
+
+
+async def _mark(con: Connection, rows: Sequence[Any]) -> list[StoredEvent]:
+    """Marks the locked rows whose id stands first in these."""
+    return [stored_event(row) for row in await con.fetch(_MARK, [row[0] for row in rows])] if rows else []
 
 
 def _by_d(addressable: bool, d: str) -> tuple[str, tuple[str, ...]]:

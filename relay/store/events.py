@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
+from typing import Any
 
 import orjson
 
@@ -102,10 +103,12 @@ kind = ANY($1::int[]) AND kind BETWEEN 39000 AND 39002 AND pubkey = $2 AND chann
 _NEWEST_STATE = f"SELECT kind, max(created_at) FROM events WHERE {_LIVE_STATE} GROUP BY kind"
 _SUPERSEDE_STATE = f"UPDATE events SET deleted_at = now() WHERE {_LIVE_STATE}"
 
-_GET = """
-SELECT encode(id, 'hex') AS id, encode(pubkey, 'hex') AS pubkey, kind, channel_id::text, created_at, signed_json,
-       deleted_at IS NOT NULL AS deleted, expires_at
-FROM events WHERE id = $1"""
+# What `stored_event` reads, but for `deleted`: some count one that has expired among the deleted ones.
+STORED_COLUMNS = (
+    "encode(id, 'hex') AS id, encode(pubkey, 'hex') AS pubkey, kind, channel_id::text, created_at, signed_json, "
+    "expires_at"
+)
+_GET = f"SELECT {STORED_COLUMNS}, deleted_at IS NOT NULL AS deleted FROM events WHERE id = $1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +236,11 @@ async def known(db: Database, ids: Iterable[str]) -> set[str]:
 async def get(db: Database, event_id: str) -> StoredEvent | None:
     """One event by id, deleted or not."""
     row = await db.fetchrow(_GET, bytes.fromhex(event_id))
-    if row is None:
-        return None
+    return None if row is None else stored_event(row)
+
+
+def stored_event(row: Any) -> StoredEvent:
+    """From a row of `STORED_COLUMNS` and `deleted`."""
     return StoredEvent(
         row["id"],
         row["pubkey"],

@@ -19,7 +19,7 @@ from relay import metrics
 from relay.access.authenticate import AuthRefusal
 from relay.access.identity import Caller
 from relay.audit.entry import Action, Entry, new_entry
-from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, StoreError
+from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal
 from relay.ingest import measure
 from relay.ingest.admit import refers
 from relay.ingest.types import Admission, Door, Outcome, Route
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-FAILURES: Final = (*STORE_FAILURES, StoreError)
 _UNPROVED: Final = frozenset(cause.value for cause in AuthCause)
 # A token that is missing a rounding error must not make the loop spin.
 SHORTEST_SLEEP_SECONDS: Final = 0.001
@@ -103,10 +102,7 @@ async def _publish(session: Session, event: Event) -> None:
     """Answers one EVENT, or leaves its answer to the commit task."""
     caller, limits = session.caller, session.services.limits
     if caller is None:
-        metrics.EVENTS_RECEIVED.labels(kind_label(event.kind)).inc()
-        metrics.EVENTS_REJECTED.labels("auth").inc()
-        gate = session.state.check(Verb.EVENT)
-        session.replies.answer(event.id, Outcome(False, gate.refusal, Refusal.auth(gate.refusal)))
+        _refuse(session, event, Refusal.auth(session.state.check(Verb.EVENT).refusal))
         return
     if not limits.take_event(caller):
         _turn_away(session, event, EVENTS)
@@ -116,7 +112,7 @@ async def _publish(session: Session, event: Event) -> None:
         await session.replies.wait_empty()
     try:
         await _decide(session, event, caller)
-    except FAILURES as error:
+    except STORE_FAILURES as error:
         log.error("an event could not be decided", event=event.id, error=repr(error))
         session.replies.answer(event.id, _FAILED)
     except trio.ClosedResourceError:  # the queues of ingest closed meanwhile
@@ -153,10 +149,15 @@ async def _enqueue(session: Session, admission: Admission) -> None:
 
 def _turn_away(session: Session, event: Event, excess: Excess) -> None:
     """The OK of an EVENT that was one too many. `wait_room` first."""
-    metrics.EVENTS_RECEIVED.labels(kind_label(event.kind)).inc()
-    measure.rejected(excess.refusal)
     session.services.limits.count(excess.what, session.name)
-    session.replies.answer(event.id, Outcome.refused(excess.refusal))
+    _refuse(session, event, excess.refusal)
+
+
+def _refuse(session: Session, event: Event, refusal: Refusal) -> None:
+    """The OK of an EVENT that ingest never sees, and its place in the metrics."""
+    metrics.EVENTS_RECEIVED.labels(kind_label(event.kind)).inc()
+    measure.rejected(refusal)
+    session.replies.answer(event.id, Outcome.refused(refusal))
 
 
 # -- REQ and COUNT -----------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ async def _log_in(session: Session, event: Event) -> None:
         return
     try:
         await services.ingest.record([_success(found, session.peer, now_us)])
-    except (*FAILURES, trio.ClosedResourceError) as error:
+    except (*STORE_FAILURES, trio.ClosedResourceError) as error:
         # A login that the audit log does not know must not have happened. The client comes back.
         log.error("a login could not be recorded", error=repr(error))
         session.state.failed()

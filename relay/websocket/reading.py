@@ -14,7 +14,7 @@ import trio
 from relay.access.identity import Caller
 from relay.access.scopes import MESSAGES_READ
 from relay.asyncpg_trio.errors import PoolTimeout
-from relay.errors import SHUTTING_DOWN, StoreBusy, StoreError
+from relay.errors import SHUTTING_DOWN, StoreBusy
 from relay.query.replay import Row
 from relay.store.failures import STORE_FAILURES
 
@@ -27,7 +27,7 @@ NO_SCOPE: Final = "restricted: insufficient scope"
 DATABASE: Final = "error: database error"
 BUSY: Final = "rate-limited: too many concurrent requests"
 
-FAILURES: Final = (*STORE_FAILURES, StoreError, trio.TooSlowError)
+FAILURES: Final = (*STORE_FAILURES, trio.TooSlowError)
 
 # Stored events leave in writes of about this size: one system call for a hundred events, and small enough that what
 # waits for room is soon reached by a removal.

@@ -43,6 +43,7 @@ from relay.nostr.session import Phase, SessionState
 from relay.query.replay import Database
 from relay.websocket import endings, handlers
 from relay.websocket.endings import Ending
+from relay.websocket.heartbeat import Pulse
 from relay.websocket.limits import Limits
 from relay.websocket.replies import Replies
 from relay.websocket.shares import Shares
@@ -50,9 +51,6 @@ from relay.websocket.transport import Transport
 
 log = structlog.get_logger(__name__)
 
-PING_FRAME = ws_frame(b"", opcode=9)
-# The third tick without an answer to the two pings before it: the original's rule, about 60 s with its 30 s period.
-UNANSWERED_PINGS_MAX = 2
 # trio-websocket's buffer for one read; most messages come in one piece. The smallest frames (a pong has six bytes) it
 # handles without a checkpoint to the end of a read: 16 KiB of them held up everybody for 25 ms.
 RECEIVE_BYTES = 4 << 10
@@ -98,6 +96,7 @@ class Session:
         self.place = services.limits.gate.place()
         self._stream = stream
         self._transport: Transport
+        self._pulse: Pulse
         self._websocket: WebSocketConnection
         self._open = False
         # Around everything between handshake and close; around one read.
@@ -113,8 +112,6 @@ class Session:
         # Absolute times: until when queued frames may leave, and when the connection is given up.
         self._flush_deadline = 0.0
         self._close_deadline = 0.0
-        self._unanswered_pings = 0
-        self._last_tick = 0.0
 
     # -- the connection's task ---------------------------------------------------------------------------------------
 
@@ -158,6 +155,7 @@ class Session:
             before_read=self._before_read,
             discard_seconds=settings.close_seconds,
         )
+        self._pulse = Pulse(self._transport, self.outbound)
         self._handshake.deadline = trio.current_time() + settings.handshake_seconds
         with self._handshake:
             request = await wrap_server_stream(
@@ -331,25 +329,9 @@ class Session:
         self._read.cancel()
 
     def tick(self, now: float) -> None:
-        """The heartbeat: looks whether the last pings were answered, and sends the next one.
-
-        Any input counts, not only a pong: a client in the middle of a long message cannot answer. Silence counts only
-        while the reader was waiting for input, and not while the peer takes what we send.
-        """
-        if not self._open or self._ending is not None:
-            return
-        silent = self._transport.waiting and not self._transport.heard and self.outbound.last_progress < self._last_tick
-        self._transport.heard = False
-        self._last_tick = now
-        if self.outbound.statistics().queued_bytes:
-            return  # a ping would wait behind the rest; whether the peer takes that is watched more closely than this
-        if not silent:
-            self._unanswered_pings = 0
-        elif self._unanswered_pings >= UNANSWERED_PINGS_MAX:
+        """The heartbeat; ends a connection whose client does not answer."""
+        if self._open and self._ending is None and not self._pulse.tick(now):
             self.end(endings.PING_TIMEOUT)
-            return
-        self._unanswered_pings += 1
-        self.outbound.offer(PING_FRAME)
 
     def abort(self) -> None:
         """Closes without a word, wherever the session stands: whoever waits for the socket sees it closed."""

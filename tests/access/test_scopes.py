@@ -28,6 +28,14 @@ def caller(*scopes: str) -> Caller:
     return Caller("aa" * 32, frozenset(scopes), AuthMethod.API_TOKEN)
 
 
+def test_what_a_key_alone_is_given() -> None:
+    """Fourteen rights, those for administrators among them; speaking for others is not."""
+    said = """messages:read messages:write channels:read channels:write admin:channels users:read users:write
+        admin:users jobs:read jobs:write subscriptions:read subscriptions:write files:read files:write"""
+    assert set(said.split()) == KNOWN_SCOPES
+    assert PROXY_SUBMIT == "proxy:submit"
+
+
 def test_the_table_is_whole() -> None:
     assert dict(STORED) == TABLE
     assert len(TABLE) == 34

@@ -19,6 +19,7 @@ import trio
 
 from relay.embedded import cluster, embedded_postgres
 from relay.embedded.binaries import candidates
+from tests.support.postgres import in_memory
 
 RELAY = Path(__file__).parents[1] / "support" / "embedded_relay.py"
 
@@ -33,10 +34,8 @@ def psql(dsn: str, statement: str) -> str:
 
 @contextlib.contextmanager
 def reachable_directory() -> Iterator[Path]:
-    """pytest's own temporary directories are 0700: the server's account could not enter them. In memory where that
-    is possible: a cluster is a thousand files, copied for each test."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="relay-embedded-", dir=memory))
+    """pytest's own temporary directories are 0700: the server's account could not enter them."""
+    path = Path(tempfile.mkdtemp(prefix="relay-embedded-", dir=in_memory(512 << 20)))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)

@@ -104,13 +104,12 @@ def test_no_channel_slow_path():
     assert reached(index, event(1)) == [(1, "s")]
 
 
-def test_get_filters():
+def test_get():
     index = SubscriptionIndex()
     sub = subscribe(index, 1, "s", kinds(1), Filter())
-    assert index.get_filters(1, "s") == (kinds(1), Filter())
     assert index.get(1, "s") is sub
-    assert index.get_filters(1, "other") is None
-    assert index.get_filters(2, "s") is None
+    assert index.get(1, "other") is None
+    assert index.get(2, "s") is None
 
 
 def test_remove_from_index_targeted():

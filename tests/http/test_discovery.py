@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from relay import __version__
 from tests.support.http import Rig
+
+_TRIED_ABOVE = {"supported_nips", "limitation", "rates_per_minute"}
 
 
 @pytest.mark.parametrize("accept", ["Application/Nostr+JSON", "text/html, APPLICATION/NOSTR+JSON;q=0.1"])
@@ -61,3 +64,19 @@ async def test_every_number_is_the_one_that_was_set(rig: Rig) -> None:
 async def test_the_nips_that_are_spoken(rig: Rig) -> None:
     spoken = (await rig.get("/")).json["supported_nips"]
     assert spoken == [1, 2, 9, 10, 11, 16, 17, 23, 25, 29, 33, 40, 42, 45, 50, 59, 70]
+
+
+async def test_the_rest_of_the_document(rig: Rig) -> None:
+    for path in ("/", "/info"):
+        found = await rig.get(path)
+        assert (found.status, found.headers["content-type"]) == (200, "application/json")
+        fixed = {key: value for key, value in found.json.items() if key not in _TRIED_ABOVE}
+        assert fixed == {
+            "name": "relay",
+            "description": "A self-hosted Nostr relay for teams of people and agents",
+            "pubkey": None,
+            "self": rig.services.relay_key.public_hex,
+            "contact": None,
+            "software": "relay",
+            "version": __version__,
+        }

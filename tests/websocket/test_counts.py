@@ -15,7 +15,7 @@ from relay.store.events import Row, insert_batch
 from relay.websocket import counts
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, fields, message, now, serving
-from tests.websocket.rights import limit
+from tests.websocket.rights import limit, remove
 
 P_GATED = "restricted: p-gated kinds require #p tag matching your pubkey"
 
@@ -115,8 +115,7 @@ async def test_it_follows_what_happens(relay: RelayUnderTest) -> None:
     assert await counted(bob, {"#h": [channel], "kinds": [9], "limit": 1}) == 2
     assert (await alice.publish(ALICE.sign(5, tags=[["e", first.id]])))[2:] == [True, ""]
     assert await counted(bob, {"#h": [channel], "kinds": [9]}) == 1
-    remove = ALICE.sign(9001, tags=[["h", channel], ["p", BOB.pubkey]])
-    assert (await alice.publish(remove))[2:] == [True, ""]
+    await remove(alice, ALICE, channel, BOB)
     assert await counted(bob, {"#h": [channel], "kinds": [9]}) == 0
 
 
@@ -226,8 +225,7 @@ async def test_access_lost_while_the_store_counts_is_in_the_answer(
         nonlocal removed
         if not removed:
             removed = True
-            remove = ALICE.sign(9001, tags=[["h", channel], ["p", BOB.pubkey]])
-            assert (await owner.publish(remove))[2:] == [True, ""]
+            await remove(owner, ALICE, channel, BOB)
         return await count(*arguments, **options)
 
     monkeypatch.setattr(counts, "count", removal_then_count)

@@ -165,8 +165,8 @@ async def test_a_client_that_answers_stays(migrated_dsn: str) -> None:
         relay.nursery.start_soon(relay.endpoint.run_heartbeat)
         session = session_of(relay)
         for _ in range(8):
-            last = session._last_tick
-            await wait_until(lambda last=last: session._last_tick != last)
+            last = session._pulse.last_tick
+            await wait_until(lambda last=last: session._pulse.last_tick != last)
         assert await client.request("s", {"kinds": [1]}) == []
 
 

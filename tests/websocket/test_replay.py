@@ -15,6 +15,7 @@ from relay.fanout.items import Batch, Left, SubscriptionState
 from relay.store.events import Row, insert_batch
 from tests.support.core import ALICE, BOB, CAROL
 from tests.support.relay import Client, RelayUnderTest, fields, message, now, serving
+from tests.websocket.rights import remove
 
 
 async def stock(relay: RelayUnderTest, channel: str | None, count: int, content: str = "stored") -> set[str]:
@@ -160,8 +161,7 @@ async def test_an_eviction_before_the_replay_counts(relay: RelayUnderTest, monke
         found = await original(pubkey)
         calls += 1
         if calls == 1:
-            remove = ALICE.sign(9001, tags=[["h", channel], ["p", BOB.pubkey]])
-            assert (await owner.publish(remove))[2:] == [True, ""]
+            await remove(owner, ALICE, channel, BOB)
         return found
 
     monkeypatch.setattr(relay.core.directory, "accessible", accessible)
@@ -173,8 +173,7 @@ async def test_a_removed_member_gets_nothing_more(relay: RelayUnderTest) -> None
     channel = await relay.channel(ALICE, BOB)
     reader, owner = await relay.connect(BOB), await relay.connect(ALICE)
     await reader.request("s", {"#h": [channel]})
-    remove = ALICE.sign(9001, tags=[["h", channel], ["p", BOB.pubkey]])
-    assert (await owner.publish(remove))[2:] == [True, ""]
+    await remove(owner, ALICE, channel, BOB)
     await owner.publish(message(ALICE, channel, "secret"))
     await reader.send("CLOSE", "end")
     frames = await reader.until("CLOSED", "end", "")

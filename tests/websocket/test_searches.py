@@ -13,7 +13,7 @@ from relay.store import members
 from relay.websocket import searches
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, message, now, serving
-from tests.websocket.rights import limit
+from tests.websocket.rights import limit, remove
 
 MIXED = "error: mixed search and non-search filters not supported"
 P_GATED = "restricted: p-gated events require #p matching your pubkey"
@@ -152,8 +152,7 @@ async def test_access_lost_while_the_store_is_searching_counts(
 
     async def hits_then_removal(*arguments: Any, **options: Any) -> Any:
         rows = await search.hits(*arguments, **options)
-        remove = ALICE.sign(9001, tags=[["h", channel], ["p", BOB.pubkey]])
-        assert (await owner.publish(remove))[2:] == [True, ""]
+        await remove(owner, ALICE, channel, BOB)
         return rows
 
     assert len(await found(reader, {"kinds": [1, 9], "search": "word"})) == 2
@@ -176,8 +175,7 @@ async def test_access_lost_while_the_store_is_asked_who_may_read_counts(
         answer = await ask(db, pubkey)
         if armed:
             armed = False
-            remove = ALICE.sign(9001, tags=[["h", channel], ["p", BOB.pubkey]])
-            assert (await owner.publish(remove))[2:] == [True, ""]
+            await remove(owner, ALICE, channel, BOB)
         return answer
 
     async def hits_then_forgotten(*arguments: Any, **options: Any) -> Any:
