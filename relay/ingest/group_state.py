@@ -7,6 +7,7 @@ readers, 40099 to its people, 44100 and 44101 to one key.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from relay.ingest.effects import Effect, Ended, refuse
@@ -23,6 +24,8 @@ from relay.nostr import kinds
 from relay.nostr.event import Event
 from relay.store import channels, events, members
 from relay.store.channels import ChannelRecord
+
+_NOTICES = (kinds.MEMBER_ADDED_NOTIFICATION, kinds.MEMBER_REMOVED_NOTIFICATION)
 
 
 async def lock(effect: Effect, admission: Admission, *, even_archived: bool = False) -> ChannelRecord:
@@ -82,18 +85,27 @@ async def store_group_state(effect: Effect, channel_id: str) -> None:
         (kinds.NIP29_GROUP_ADMINS, partial(group_admins, key, channel_id, active)),
         (kinds.NIP29_GROUP_MEMBERS, partial(group_members, key, channel_id, active)),
     ):
-        at = max(effect.now, newest.get(kind, 0) + 1)
         # One that was deleted within this second counts no more as the newest, and yet has its id.
-        while not await store_relay_event(effect, build(at), channel_id):
-            at += 1
+        await _store_at(effect, build, max(effect.now, newest.get(kind, 0) + 1), channel_id)
+
+
+async def _store_at(effect: Effect, build: Callable[[int], Event], at: int, channel_id: str | None) -> None:
+    """At this second, or at the next one in which nothing was said in the same words."""
+    while not await store_relay_event(effect, build(at), channel_id):
+        at += 1
 
 
 async def store_system_message(effect: Effect, channel_id: str, **payload: object) -> None:
     """Kind 40099 with this content, in the order of the keywords."""
-    await store_relay_event(effect, system_message(effect.key, channel_id, effect.now, payload), channel_id)
+    build: Callable[[int], Event] = partial(system_message, effect.key, channel_id, payload=payload)
+    await _store_at(effect, build, effect.now, channel_id)
 
 
 async def store_notice(effect: Effect, channel_id: str, target: str, *, added: bool, actor: str) -> None:
-    """Kind 44100 or 44101 to one key."""
-    notice = membership_notice(effect.key, channel_id, effect.now, target=target, actor=actor, added=added)
+    """Kind 44100 or 44101 to one key, dated after every earlier one about this channel: the last one says how it is."""
+    told = await events.newest_tagged(
+        effect.con, _NOTICES, effect.key.public_hex, {"p": target, "h": channel_id}, since=effect.now
+    )
+    at = effect.now if told is None else told + 1
+    notice = membership_notice(effect.key, channel_id, at, target=target, actor=actor, added=added)
     await store_relay_event(effect, notice, None)

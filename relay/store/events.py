@@ -6,7 +6,7 @@ admission decided from a cache. `insert_one` stores an event whose effects belon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
@@ -283,6 +283,21 @@ async def newest_of_kinds(con: Connection, pubkey: str, channel_id: str, kinds: 
     """The newest `created_at` by kind (of 39000 to 39002) of one author in one channel."""
     rows = await con.fetch(_NEWEST_STATE, list(kinds), bytes.fromhex(pubkey), channel_id)
     return {row[0]: row[1] for row in rows}
+
+
+async def newest_tagged(
+    con: Connection, kinds: Sequence[int], pubkey: str, tags: Mapping[str, str], *, since: int
+) -> int | None:
+    """The newest `created_at`, from `since` on, of an author's live events with all these tags."""
+    found: int | None = await con.fetchval(
+        "SELECT max(created_at) FROM events WHERE kind = ANY($1::int[]) AND pubkey = $2 AND created_at >= $3 "
+        "AND tag_values @> $4::text[] AND deleted_at IS NULL",
+        list(kinds),
+        bytes.fromhex(pubkey),
+        since,
+        [tag_key(letter, value) for letter, value in tags.items()],
+    )
+    return found
 
 
 async def supersede(con: Connection, kinds: Sequence[int], pubkey: str, channel_id: str) -> None:

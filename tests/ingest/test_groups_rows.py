@@ -91,6 +91,19 @@ async def test_put_user_again_says_everything_again(migrated_dsn: str) -> None:
         assert (await roles(core))[CAROL.pubkey] == "admin"
 
 
+async def test_in_and_out_and_in_again_within_a_second(migrated_dsn: str) -> None:
+    """The last word to the key is that it is in, and the channel is told each time."""
+    async with running_core(migrated_dsn) as core:
+        await people_in(core)
+        said = []
+        for kind in (9000, 9001, 9000, 9001, 9000):
+            seen = await submitted(core, ALICE, kind, p(DAVE), ["nonce", str(len(said))])
+            said.append((seen.messages[0]["type"], seen.event(44100 if kind == 9000 else 44101).created_at))
+        joined, removed = "member_joined", "member_removed"
+        assert [kind for kind, _ in said] == [joined, removed, joined, removed, joined]
+        assert sorted({at for _, at in said}) == [at for _, at in said], "each is later than the one before"
+
+
 async def test_remove_user(migrated_dsn: str) -> None:
     async with running_core(migrated_dsn) as core:
         await people_in(core)
