@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from uuid import uuid4
 
 import structlog
 import trio
@@ -30,6 +29,7 @@ from relay.asyncpg_trio.errors import CommitOutcomeUnknown, ConnectionLost, Post
 from relay.audit import outbox
 from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.queue import Producer
+from relay.audit.uuids import new_uuids
 from relay.errors import INTERNAL_ERROR, StoreError
 from relay.fanout.items import Batch, Live
 from relay.ingest import measure
@@ -138,7 +138,7 @@ class CommitTask:
 
     async def _commit_part(self, part: list[Submission], records: list[Submission]) -> None:
         """Commits and answers. Halves what the server refuses for one row's sake."""
-        entries = [_entry(submission) for submission in part]
+        entries = [_entry(submission, uuid) for submission, uuid in zip(part, new_uuids(len(part)), strict=True)]
         try:
             result = await self._store(part, entries, records)
         except PostgresError as error:
@@ -288,7 +288,7 @@ def _replies(part: Sequence[Submission], new: set[str]) -> list[tuple[Event, str
     return found
 
 
-def _entry(submission: Submission) -> Entry:
+def _entry(submission: Submission, uuid: str) -> Entry:
     admission = submission.admission
     assert admission is not None
     # The key inside a gift wrap is hidden from everybody; that of the connection it came by would tell.
@@ -296,7 +296,7 @@ def _entry(submission: Submission) -> Entry:
     return new_entry(
         Action.EVENT_CREATED,
         time_us=admission.time_us,
-        uuid=str(uuid4()),
+        uuid=uuid,
         actor=None if sealed else admission.caller.pubkey,
         event_id=admission.event.id,
         kind=admission.event.kind,

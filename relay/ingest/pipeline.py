@@ -14,7 +14,6 @@ from typing import Any
 import structlog
 import trio
 
-from relay import metrics
 from relay.access.directory import Directory
 from relay.access.identity import Caller
 from relay.asyncpg_trio import Pool
@@ -36,7 +35,6 @@ from relay.ingest.types import STORED, Admission, Door, Outcome, Route, Ticket
 from relay.nostr import kinds
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
-from relay.nostr.kinds import kind_label
 from relay.store import channels
 from relay.store.failures import STORE_FAILURES, is_busy
 from relay.store.outcome import PATIENCE_SECONDS
@@ -124,7 +122,7 @@ class Ingest:
 
         Never raises for what a client or the store does: a store that cannot be asked is a refusal too.
         """
-        metrics.EVENTS_RECEIVED.labels(kind_label(event.kind)).inc()
+        measure.received(event.kind)
         if self._closed:
             return self._refused(SHUTTING_DOWN)
         try:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from relay import metrics
 from relay.access.authenticate import AuthRefusal
 from relay.access.identity import Caller
 from relay.audit.entry import Action, Entry, new_entry
@@ -25,7 +24,6 @@ from relay.ingest.admit import refers
 from relay.ingest.types import Admission, Door, Outcome, Route
 from relay.nostr import messages
 from relay.nostr.event import Event
-from relay.nostr.kinds import kind_label
 from relay.nostr.messages import AuthMessage, CloseMessage, CountMessage, EventMessage, InvalidMessage, ReqMessage
 from relay.nostr.nip42 import AuthCause
 from relay.nostr.session import Verb
@@ -155,7 +153,7 @@ def _turn_away(session: Session, event: Event, excess: Excess) -> None:
 
 def _refuse(session: Session, event: Event, refusal: Refusal) -> None:
     """The OK of an EVENT that ingest never sees, and its place in the metrics."""
-    metrics.EVENTS_RECEIVED.labels(kind_label(event.kind)).inc()
+    measure.received(event.kind)
     measure.rejected(refusal)
     session.replies.answer(event.id, Outcome.refused(refusal))
 
