@@ -51,7 +51,8 @@ class Subscription:
     `connection`: its owner, any hashable. `channels`: the channels that it is about, None for a global one.
     `prefix`: the bytes before the event in its frames, `["EVENT",<sub id as JSON>,`. `places`: the keys under which it
     stands in the index, by table. `cost`: what it holds in memory, in values of its filters and entries of the index
-    (about 200 bytes each)."""
+    (about 200 bytes each). `exact`: it asks for kinds of its channels, or of no channel, and for nothing else, so that
+    whatever it is found by matches it."""
 
     connection: Any
     sub_id: str
@@ -60,6 +61,7 @@ class Subscription:
     prefix: bytes
     places: _Places = field(init=False)
     cost: int = field(init=False)
+    exact: bool = field(init=False)
 
     def __post_init__(self) -> None:
         families = 1 if self.channels is None else len(self.channels)
@@ -68,7 +70,17 @@ class Subscription:
         for wanted in self.filters:
             values += len(wanted.ids or ()) + len(wanted.authors or ()) + len(wanted.kinds or ())
             values += sum([len(texts) for texts in wanted.tags.values()])
+        self.exact = (
+            self.places.keys() == {KINDS} and len(self.filters) == 1 and _is_exact(self.filters[0], self.channels)
+        )
         self.cost = 1 + values + families * (1 + sum([len(keys) for keys in self.places.values()]))
+
+
+def _is_exact(wanted: Filter, channels: frozenset[str] | None) -> bool:
+    # Ids and authors too: with very many of them it stands under its kinds all the same.
+    if any(condition is not None for condition in (wanted.ids, wanted.authors, wanted.since, wanted.until)):
+        return False
+    return not wanted.tags if channels is None else wanted.tags.keys() == {"h"} and wanted.channels is not None
 
 
 def _places(filters: Iterable[Filter], keys_max: int) -> _Places:
@@ -246,7 +258,10 @@ class SubscriptionIndex:
         if family is None:
             return []
         candidates = family.candidates(event)
-        matched = [sub for sub in candidates if matches_any(sub.filters, event, channel_id)]
+        # An event that names other channels than its own, or its own in another spelling, is looked at more closely.
+        named = None if channel_id is None else event.tag_index.get("h")
+        plain = named is None or channel_id in named
+        matched = [sub for sub in candidates if (plain and sub.exact) or matches_any(sub.filters, event, channel_id)]
         self._examined += len(candidates)
         self._matched += len(matched)
         return matched

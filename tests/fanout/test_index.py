@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from relay.fanout.index import KEYS_MAX, Subscription, SubscriptionIndex
 from relay.nostr.filter import Filter
 from tests.fanout.indexing import (
@@ -378,6 +382,41 @@ class Counted(Subscription):
     def __eq__(self, other):
         Counted.touched += 1
         return self is other
+
+
+MANY = frozenset(f"{10**9 + number:064x}" for number in range(KEYS_MAX + 1))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Filter(kinds=frozenset({9}), ids=MANY),
+        Filter(kinds=frozenset({9}), authors=MANY),
+        Filter(kinds=frozenset({9}), since=2000),
+        Filter(kinds=frozenset({9}), until=500),
+        Filter(kinds=frozenset({9}), tags={"t": MANY}),
+    ],
+    ids=["ids", "authors", "since", "until", "tags"],
+)
+@pytest.mark.parametrize("channel", [None, X])
+def test_standing_under_a_kind_is_a_match_only_where_nothing_else_is_asked_for(wanted, channel):
+    index = SubscriptionIndex()
+    if channel is not None:
+        wanted = replace(wanted, tags={**wanted.tags, "h": frozenset([channel])})
+    narrow = subscribe(index, "narrow", "s", wanted, channels=channel and [channel])
+    wide = subscribe(index, "wide", "s", kinds(9, channel=channel), channels=channel and [channel])
+    assert tables(index, channel) == {"kinds": [9]}
+    assert (narrow.exact, wide.exact) == (False, True)
+    assert reached(index, event(9, channel=channel), channel) == [("wide", "s")]
+
+
+def test_an_event_that_names_another_channel_than_its_own_is_compared():
+    index, channel = SubscriptionIndex(), "aaaaaaaa-1111-4111-8111-111111111111"
+    subscribe(index, "c", "s", kinds(9, channel=channel), channels=[channel])
+    assert reached(index, event(9, ["h", channel.upper()]), channel) == []
+    assert reached(index, event(9, ["h", "elsewhere"]), channel) == []
+    assert reached(index, event(9, ["h", "elsewhere"], ["h", channel]), channel) == [("c", "s")]
+    assert reached(index, event(9), channel) == [("c", "s")]
 
 
 def test_closing_costs_only_its_own_keys():
