@@ -13,8 +13,7 @@ something waits for the client (`Place.aside`).
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -120,52 +119,63 @@ class Gate:
 class Place:
     """A connection's place in the gate, while it has one."""
 
-    __slots__ = ("_gate", "_held")
+    __slots__ = ("_gate", "held")
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._held = False
+        self.held = False
 
     def take_nowait(self) -> bool:
         """Takes a free place, if nobody waits for it."""
-        assert not self._held
+        assert not self.held
         gate = self._gate
         if gate.active >= gate.places:
             return False
         gate.active += 1
-        self._held = True
+        self.held = True
         return True
 
     async def take(self) -> bool:
         """Waits for a place, and gives up after a while. Cancellation: no place is held."""
         with trio.move_on_after(self._gate.wait_seconds):
-            await self._wait()
-        return self._held
+            await self.wait()
+        return self.held
 
     def leave(self) -> None:
         """Somebody else's turn. Harmless without a place."""
-        if not self._held:
+        if not self.held:
             return
-        self._held = False
+        self.held = False
         gate = self._gate
         if gate.lot:
             gate.lot.unpark()
         else:
             gate.active -= 1
 
-    @asynccontextmanager
-    async def aside(self) -> AsyncIterator[None]:
+    def aside(self) -> Aside:
         """Leaves the place while the block waits for the client; then waits for one again, however long: what was begun
         must be ended. Does nothing without a place. Cancellation, and any error: no place is held."""
-        if not self._held:
-            yield
-            return
-        self.leave()
-        yield
-        if not self.take_nowait():
-            await self._wait()
+        return Aside(self)
 
-    async def _wait(self) -> None:
+    async def wait(self) -> None:
         """Until somebody hands his place on; all of them are taken."""
         await self._gate.lot.park()
-        self._held = True
+        self.held = True
+
+
+class Aside:
+    """See `Place.aside`. A class, because a generator costs five times as much, and every frame passes here."""
+
+    __slots__ = ("_left", "_place")
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._left = False
+
+    async def __aenter__(self) -> None:
+        self._left = self._place.held
+        self._place.leave()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._left and kind is None and not self._place.take_nowait():
+            await self._place.wait()
