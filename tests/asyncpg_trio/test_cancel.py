@@ -11,6 +11,8 @@ from relay.asyncpg_trio import Connection, ConnectionLost, connect
 from tests.asyncpg_trio.proxy import open_proxy
 
 SLEEPERS = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND state = 'active' AND pid = $1"
+# Its text is shown as active from the Parse message on; only this says that it is being executed.
+ASLEEP = f"{SLEEPERS} AND wait_event = 'PgSleep'"
 
 
 async def raw_cancellation(verb: object, after_seconds: float) -> BaseException:
@@ -173,7 +175,7 @@ async def test_terminate_while_another_task_waits(connection: Connection, other:
                 await connection.fetchval("SELECT pg_sleep(60)")
 
         nursery.start_soon(victim)
-        while not await other.fetchval(SLEEPERS, connection.backend_pid):
+        while not await other.fetchval(ASLEEP, connection.backend_pid):
             await trio.sleep(0.005)
         connection.terminate()
         assert connection.is_closed()
