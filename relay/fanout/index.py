@@ -80,7 +80,10 @@ def _is_exact(wanted: Filter, channels: frozenset[str] | None) -> bool:
     # Ids and authors too: with very many of them it stands under its kinds all the same.
     if any(condition is not None for condition in (wanted.ids, wanted.authors, wanted.since, wanted.until)):
         return False
-    return not wanted.tags if channels is None else wanted.tags.keys() == {"h"} and wanted.channels is not None
+    if channels is None:
+        return not wanted.tags
+    # A channel in another spelling than its own is compared as text, and then matches nothing.
+    return wanted.tags.keys() == {"h"} and wanted.tags["h"] == wanted.channels
 
 
 def _places(filters: Iterable[Filter], keys_max: int) -> _Places:

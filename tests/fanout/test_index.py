@@ -419,6 +419,16 @@ def test_an_event_that_names_another_channel_than_its_own_is_compared():
     assert reached(index, event(9), channel) == [("c", "s")]
 
 
+@pytest.mark.parametrize("spelling", ["AAAAAAAA-1111-4111-8111-111111111111", "aaaaaaaa111141118111111111111111"])
+def test_a_filter_that_spells_its_channel_otherwise_matches_text(spelling):
+    index, channel = SubscriptionIndex(), "aaaaaaaa-1111-4111-8111-111111111111"
+    sub = subscribe(index, "c", "s", kinds(9, channel=spelling), channels=[channel])
+    assert not sub.exact
+    assert reached(index, event(9, channel=channel), channel) == []
+    assert reached(index, event(9), channel) == []
+    assert reached(index, event(9, channel=spelling), channel) == [("c", "s")]
+
+
 def test_closing_costs_only_its_own_keys():
     index = SubscriptionIndex()
     wanted = (kinds(1), Filter(authors=frozenset([ME])), tagged(p="a b"))

@@ -22,7 +22,7 @@ from relay.query.count import count
 from relay.query.replay import Limits, pages
 from tests.query.stock import CHANNELS, NOW, Filed, answer, make_event, make_filter, shows, store
 
-ROUNDS = int(os.environ.get("RELAY_DIFFERENTIAL_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("RELAY_DIFFERENTIAL_ROUNDS", "20"))
 SEED = int(os.environ.get("RELAY_DIFFERENTIAL_SEED", "0"))
 EVENTS = 300
 REQUESTS = 120
