@@ -14,7 +14,7 @@ import trio
 from relay.access.identity import Caller
 from relay.access.scopes import MESSAGES_READ
 from relay.asyncpg_trio.errors import PoolTimeout
-from relay.errors import SHUTTING_DOWN, StoreBusy
+from relay.errors import SHUTTING_DOWN, TOO_BUSY, StoreBusy
 from relay.query.replay import Row
 from relay.store.failures import STORE_FAILURES
 
@@ -25,7 +25,6 @@ log = structlog.get_logger(__name__)
 
 NO_SCOPE: Final = "restricted: insufficient scope"
 DATABASE: Final = "error: database error"
-BUSY: Final = "rate-limited: too many concurrent requests"
 
 FAILURES: Final = (*STORE_FAILURES, trio.TooSlowError)
 
@@ -75,7 +74,7 @@ def failure_text(error: Exception, what: str) -> str:
     # Who waits for the members of a channel gets the error of the task that asked for them as its cause.
     if any(isinstance(each, StoreBusy | PoolTimeout) for each in (error, error.__cause__)):
         log.warning(f"{what} could not be answered: the store is busy", error=repr(error))
-        return BUSY
+        return TOO_BUSY.text
     log.error(f"{what} could not be answered", error=repr(error))
     return DATABASE
 

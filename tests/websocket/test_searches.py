@@ -142,13 +142,19 @@ async def test_a_token_for_channels_finds_no_global_events(
     assert await found(client, wanted) == []
 
 
-async def test_access_lost_while_the_store_is_searching_counts(
-    relay: RelayUnderTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def secret_and_public(relay: RelayUnderTest) -> tuple[str, Client, Client]:
+    """A channel of two, Bob who reads and Alice who owns; a word that stands in the channel and outside of it."""
     channel = await relay.channel(ALICE, BOB)
     reader, owner = await relay.connect(BOB), await relay.connect(ALICE)
     await owner.publish(message(ALICE, channel, "word secret"))
     await owner.publish(ALICE.sign(1, "word public"))
+    return channel, reader, owner
+
+
+async def test_access_lost_while_the_store_is_searching_counts(
+    relay: RelayUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, reader, owner = await secret_and_public(relay)
 
     async def hits_then_removal(*arguments: Any, **options: Any) -> Any:
         rows = await search.hits(*arguments, **options)
@@ -164,10 +170,7 @@ async def test_access_lost_while_the_store_is_asked_who_may_read_counts(
     relay: RelayUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer was right when it was given; when it arrives, the removal has its OK."""
-    channel = await relay.channel(ALICE, BOB)
-    reader, owner = await relay.connect(BOB), await relay.connect(ALICE)
-    await owner.publish(message(ALICE, channel, "word secret"))
-    await owner.publish(ALICE.sign(1, "word public"))
+    channel, reader, owner = await secret_and_public(relay)
     ask, armed = members.accessible_channel_ids, False
 
     async def answer_then_removal(db: Any, pubkey: str) -> Any:
