@@ -180,6 +180,8 @@ _NO_CHANNELS: Final[frozenset[str]] = frozenset()
 
 def filter_channels(wanted: Filter) -> frozenset[str]:
     """The channels that the `#h` values name, in canonical form. Values that are no UUID are left out."""
+    if wanted.channels is not None:
+        return wanted.channels
     values = wanted.tags.get("h")
     if not values:
         return _NO_CHANNELS
