@@ -53,6 +53,8 @@ OUTBOX_AGE_SECONDS_MAX = 10.0
 # A probe that gives up must not wait long for a server that does not answer.
 PROBE_SETTLE_SECONDS = 0.2
 LAG_SECONDS = 0.5
+# How much later than its own deadline a living server says so.
+SILENCE_SECONDS = 2.0
 # Before the audit deadline, for the entries that the last producers left in the outbox.
 LAST_BATCH_SECONDS = 0.5
 
@@ -86,6 +88,7 @@ async def assemble(settings: Settings, database: Database, stop: Stop) -> AsyncI
         size_max=settings.pool_size_max,
         size_min=settings.pool_size_min,
         acquire_seconds=settings.pool_acquire_seconds,
+        statement_seconds=settings.statement_seconds,
         server_settings={**sessions, "application_name": "relay"},
     )
     audit = Pool(
@@ -138,7 +141,12 @@ class Parts:
         self._ingest = Ingest(
             settings,
             pool=main,
-            connect=partial(self._connect, server_settings={**sessions, "application_name": "relay ingest"}),
+            connect=partial(
+                self._connect,
+                server_settings={**sessions, "application_name": "relay ingest"},
+                # The server itself ends a statement before; where it does not, it has stopped.
+                answer_seconds=settings.statement_seconds + SILENCE_SECONDS,
+            ),
             directory=self._directory,
             hub=self._hub,
             audit=self._audit_worker,
@@ -190,15 +198,18 @@ class Parts:
             writes_refused=lambda: self._refusing,
             other_pools=tuple(others),
             refuse_event=self._endpoint.limits.refuse_event,
+            handling=self._endpoint.guests.handling,
+            asking=self._endpoint.guests.asking,
         )
 
     def _install_listener(self) -> None:
         settings = self._settings
+        origins = settings.allowed_origins if settings.cors_origins.strip() else ("*",)
         install(
             self._endpoint,
             admission=self._endpoint.admission,
             arrival=self._endpoint.limits.arrival,
-            origin_allowed=same_host_or(settings.allowed_origins or ("*",)),
+            origin_allowed=same_host_or(origins),
             limits=ListenerLimits(
                 head_seconds=settings.handshake_seconds,
                 send_stall_seconds=settings.send_stall_seconds,

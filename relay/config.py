@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     database_wait_seconds: float = _seconds(
         30, "SPROUT_DATABASE_WAIT_SECONDS", "How long the start waits for the database."
     )
-    statement_seconds: float = _seconds(10, "SPROUT_STATEMENT_SECONDS", "Longest statement of a write.")
+    statement_seconds: float = _seconds(10, "SPROUT_STATEMENT_SECONDS", "Longest statement of the main pool.")
     lock_seconds: float = _seconds(3, "SPROUT_LOCK_SECONDS", "Longest wait for a row lock of a write.")
 
     # -- who may do what ---------------------------------------------------------------------------------------------
@@ -149,6 +149,9 @@ class Settings(BaseSettings):
     rate_messages: int = _setting(120_000, "SPROUT_RATE_MESSAGES", "Messages a minute of one connection.", ge=0)
     rate_events: int = _setting(60_000, "SPROUT_RATE_EVENTS", "EVENTs a minute of one key.", ge=0)
     rate_requests: int = _setting(60_000, "SPROUT_RATE_REQUESTS", "REQ and COUNT a minute of one key.", ge=0)
+    mint_rate_limit: int = _setting(
+        50, "SPROUT_MINT_RATE_LIMIT", "API tokens that one key may ask for over HTTP within an hour.", ge=0
+    )
     rate_connections: int = _setting(
         600, "SPROUT_RATE_CONNECTIONS", "New WebSocket connections a minute of one address; loopback is exempt.", ge=0
     )

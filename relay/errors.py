@@ -105,6 +105,8 @@ class Refusal:
 
 
 INTERNAL_ERROR = Refusal("error: internal server error", RefusalClass.ERROR)
+# The same words to a WebSocket, which may try again at any time; over HTTP the status says that it is worth it.
+STORE_UNAVAILABLE = Refusal(INTERNAL_ERROR.text, RefusalClass.UNAVAILABLE)
 SHUTTING_DOWN = Refusal("error: shutting down", RefusalClass.UNAVAILABLE)
 TOO_BUSY = Refusal("rate-limited: too many concurrent requests", RefusalClass.UNAVAILABLE)
 

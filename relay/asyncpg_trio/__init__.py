@@ -13,7 +13,15 @@ from . import errors
 from .connect import connect, connect_retrying
 from .connection import Connection
 from .driver import Record
-from .errors import CommitOutcomeUnknown, ConnectFailed, ConnectionLost, PoolClosed, PoolTimeout, PostgresError
+from .errors import (
+    CommitOutcomeUnknown,
+    ConnectFailed,
+    ConnectionLost,
+    PoolClosed,
+    PoolTimeout,
+    PostgresError,
+    StatementTimeout,
+)
 from .listen import Notification, Notifications
 from .pool import Pool, PoolStatistics
 from .transaction import Transaction
@@ -31,6 +39,7 @@ __all__ = [
     "PoolTimeout",
     "PostgresError",
     "Record",
+    "StatementTimeout",
     "Transaction",
     "connect",
     "connect_retrying",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -38,12 +39,14 @@ async def connect(
     statement_cache_size: int = 256,
     connect_seconds: float = 10.0,
     settle_seconds: float = SETTLE_SECONDS,
+    answer_seconds: float = math.inf,
     jsonb_bytes: bool = False,
 ) -> Connection:
     """Open one session.
 
     `server_settings` are run-time parameters of the session (`{"lock_timeout": "2s"}`); `settle_seconds` bounds every
-    wait that cancellation cannot shorten (BEGIN, COMMIT, ROLLBACK, the answer to a cancelled command).
+    wait that cancellation cannot shorten (BEGIN, COMMIT, ROLLBACK, the answer to a cancelled command). A verb without
+    an answer for `answer_seconds` means that the connection is lost: more than any `statement_timeout` that is set.
 
     Raises: `ConnectFailed` where no server answered within `connect_seconds` or none is reachable; other
     `PostgresError`s where one answered with a refusal (password, unknown database, too many connections); ValueError
@@ -63,6 +66,7 @@ async def connect(
             if await _has_wanted_role(connection, parameters.target_session_attrs):
                 if jsonb_bytes:
                     connection.use_jsonb_bytes()
+                connection.answer_seconds = answer_seconds
                 return connection
             connection.terminate()
             failure = ConnectFailed(f"{address} is not {parameters.target_session_attrs.value}", transient=True)

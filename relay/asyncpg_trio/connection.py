@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class Connection:
 
     __slots__ = (
         "_busy", "_listening", "_protocol", "_session", "_statement_cache", "_wire",
-        "depth", "idle_since", "on_statement", "opened_at", "statements", "xid",
+        "answer_seconds", "depth", "idle_since", "on_statement", "opened_at", "statements", "xid",
     )  # fmt: skip
 
     def __init__(self, session: driver.Session, wire: Wire) -> None:
@@ -55,6 +56,8 @@ class Connection:
         self._statement_cache = session._stmt_cache
         self._busy = False
         self._listening = False
+        # A verb that is not answered for so long ends the session: the server, or the way to it, has stopped.
+        self.answer_seconds = math.inf
         # How many `transaction()` blocks are open; kept by Transaction.
         self.depth = 0
         # What the caller read with `current_xid()` in the open transaction; handed on by CommitOutcomeUnknown.
@@ -171,6 +174,12 @@ class Connection:
             self.on_statement(query)
 
     async def _run(self, query: str, args: Sequence[Any], limit: int, want_tag: bool) -> Any:
+        with trio.move_on_after(self.answer_seconds):
+            return await self._ask(query, args, limit, want_tag)
+        self.terminate()
+        raise ConnectionLost(f"no answer within {self.answer_seconds} s")
+
+    async def _ask(self, query: str, args: Sequence[Any], limit: int, want_tag: bool) -> Any:
         self._count(query)
         self._busy = True
         try:

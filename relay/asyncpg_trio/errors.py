@@ -10,6 +10,7 @@
     │   └── ConnectFailed           no session could be opened; nothing of the caller's was sent
     ├── CommitOutcomeUnknown        COMMIT was sent and its answer never came: neither done nor undone
     ├── PoolTimeout                 no connection within `acquire_seconds`
+    ├── StatementTimeout            a verb of the pool was not answered within `statement_seconds`
     └── PoolClosed                  the pool is closing or closed
 
 `CommitOutcomeUnknown` is deliberately no `ConnectionLost`: code that retries after a lost connection must not retry it.
@@ -59,6 +60,7 @@ __all__ = [
     "QueryCanceledError",
     "ReadOnlySQLTransactionError",
     "SerializationError",
+    "StatementTimeout",
     "TooManyConnectionsError",
     "UndefinedTableError",
     "UniqueViolationError",
@@ -89,6 +91,10 @@ class CommitOutcomeUnknown(Exception):
 
 class PoolTimeout(Exception):
     """Nothing came free, or could be opened, within the pool's `acquire_seconds`."""
+
+
+class StatementTimeout(Exception):
+    """A verb of the pool was given up after `statement_seconds`. Outside a transaction it may still have happened."""
 
 
 class PoolClosed(Exception):

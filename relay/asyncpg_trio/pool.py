@@ -4,6 +4,9 @@ In: tasks that want a connection for a verb or a block. Out: at most `size_max` 
 (first come, first served) for at most `acquire_seconds`. Last-in first-out keeps few connections warm and lets the
 others grow old.
 
+A verb on the pool itself is bounded by `statement_seconds`: the server's own `statement_timeout` says nothing where
+the server, or the way to it, has stopped. In a block (`acquire`, `transaction`) deadlines belong to the caller.
+
 No task of its own: a connection's age and idleness are looked at when it is lent or given back. A returned connection
 is not reset (that would halve the throughput) except that a transaction left open is rolled back; session settings
 that a user changes stay changed, so use SET LOCAL. Before lending, the socket is peeked at, so that a server restart
@@ -12,6 +15,7 @@ costs no user an error.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -24,7 +28,7 @@ import trio
 from .connect import connect
 from .connection import Connection, Isolation
 from .driver import Record
-from .errors import PoolClosed, PoolTimeout
+from .errors import PoolClosed, PoolTimeout, StatementTimeout
 from .transaction import roll_back_leftovers
 
 _CLOSE_GRACE_SECONDS = 2.0
@@ -32,7 +36,10 @@ _CLOSE_GRACE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """A reading of the pool. `size` is idle + in_use; the totals only grow."""
+    """A reading of the pool. `size` is idle + in_use; the totals only grow.
+
+    `starved_seconds_ago`: how long ago a task was last turned away without a connection; infinite if never.
+    """
 
     name: str
     size: int
@@ -43,6 +50,8 @@ class PoolStatistics:
     acquire_timeouts_total: int
     wait_seconds_total: float
     statements_total: int
+    statement_timeouts_total: int
+    starved_seconds_ago: float
 
 
 class Pool:
@@ -55,6 +64,7 @@ class Pool:
         size_max: int = 20,
         size_min: int = 2,
         acquire_seconds: float = 3.0,
+        statement_seconds: float = math.inf,
         lifetime_seconds: float = 1800.0,
         idle_seconds: float = 600.0,
         server_settings: dict[str, str] | None = None,
@@ -71,6 +81,7 @@ class Pool:
         self._size_max = size_max
         self._size_min = min(size_min, size_max)
         self._acquire_seconds = acquire_seconds
+        self._statement_seconds = statement_seconds
         self._lifetime_seconds = lifetime_seconds
         self._idle_seconds = idle_seconds
         self._connect_options = {"server_settings": server_settings, **connect_options}
@@ -85,6 +96,8 @@ class Pool:
         self._acquire_timeouts_total = 0
         self._wait_seconds_total = 0.0
         self._statements_gone = 0
+        self._statement_timeouts_total = 0
+        self._starved_at = -math.inf
 
     # ---- life
 
@@ -137,10 +150,15 @@ class Pool:
     # ---- the verbs
 
     async def fetch(self, query: str, *args: Any) -> list[Record]:
-        """`Connection.fetch` on any connection."""
+        """`Connection.fetch` on any connection.
+
+        Raises (each verb): what `acquire` and the connection's verb raise; StatementTimeout.
+        """
         connection = await self._take()
         try:
-            return await connection.fetch(query, *args)
+            with trio.move_on_after(self._statement_seconds):
+                return await connection.fetch(query, *args)
+            raise self._too_slow()
         finally:
             await self._give(connection)
 
@@ -148,7 +166,9 @@ class Pool:
         """`Connection.fetchrow` on any connection."""
         connection = await self._take()
         try:
-            return await connection.fetchrow(query, *args)
+            with trio.move_on_after(self._statement_seconds):
+                return await connection.fetchrow(query, *args)
+            raise self._too_slow()
         finally:
             await self._give(connection)
 
@@ -156,7 +176,9 @@ class Pool:
         """`Connection.fetchval` on any connection."""
         connection = await self._take()
         try:
-            return await connection.fetchval(query, *args, column=column)
+            with trio.move_on_after(self._statement_seconds):
+                return await connection.fetchval(query, *args, column=column)
+            raise self._too_slow()
         finally:
             await self._give(connection)
 
@@ -164,7 +186,9 @@ class Pool:
         """`Connection.execute` on any connection."""
         connection = await self._take()
         try:
-            return await connection.execute(query, *args)
+            with trio.move_on_after(self._statement_seconds):
+                return await connection.execute(query, *args)
+            raise self._too_slow()
         finally:
             await self._give(connection)
 
@@ -206,7 +230,13 @@ class Pool:
             acquire_timeouts_total=self._acquire_timeouts_total,
             wait_seconds_total=self._wait_seconds_total,
             statements_total=self._statements_gone + sum(each.statements for each in connections),
+            statement_timeouts_total=self._statement_timeouts_total,
+            starved_seconds_ago=self._clock() - self._starved_at,
         )
+
+    def _too_slow(self) -> StatementTimeout:
+        self._statement_timeouts_total += 1
+        return StatementTimeout(f"no answer within {self._statement_seconds} s")
 
     # ---- lending
 
@@ -240,12 +270,16 @@ class Pool:
         finally:
             self._waiting -= 1
         if scope.cancelled_caught:
-            self._acquire_timeouts_total += 1
             self._wait_seconds_total += self._acquire_seconds
-            raise PoolTimeout(f"no connection of the pool {self.name!r} came free within {self._acquire_seconds} s")
+            raise self._starved(f"no connection of the pool {self.name!r} came free within {self._acquire_seconds} s")
         if self._closed:
             self._slots.release()
             raise PoolClosed(f"the pool {self.name!r} is closed")
+
+    def _starved(self, text: str) -> PoolTimeout:
+        self._acquire_timeouts_total += 1
+        self._starved_at = self._clock()
+        return PoolTimeout(text)
 
     def _pop_usable(self, *, from_hand_to_hand: bool) -> Connection | None:
         now = self._clock()
@@ -266,8 +300,7 @@ class Pool:
                     return connection
                 self._forget(connection).terminate()
                 raise PoolClosed(f"the pool {self.name!r} is closed")
-            self._acquire_timeouts_total += 1
-            raise PoolTimeout(f"no new connection for the pool {self.name!r} within {self._acquire_seconds} s")
+            raise self._starved(f"no new connection for the pool {self.name!r} within {self._acquire_seconds} s")
         except BaseException:
             self._slots.release()
             raise

@@ -30,7 +30,7 @@ from relay.audit import outbox
 from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.queue import Producer
 from relay.audit.uuids import new_uuids
-from relay.errors import INTERNAL_ERROR, StoreError
+from relay.errors import StoreError
 from relay.fanout.items import Batch, Live
 from relay.ingest import measure
 from relay.ingest.admit import NOT_MEMBER
@@ -39,6 +39,7 @@ from relay.nostr.event import Event
 from relay.nostr.kinds import GIFT_WRAP
 from relay.store import channels, events, threads
 from relay.store.events import Row
+from relay.store.failures import refusal
 from relay.store.outcome import Patience, committed
 from relay.store.own_connection import OwnConnection
 from relay.store.threads import ThreadPlace
@@ -230,7 +231,7 @@ class CommitTask:
     def _fail(self, part: Sequence[Submission], records: Sequence[Submission], error: Exception) -> None:
         log.error("events could not be stored", events=len(part), error=str(error), kind=type(error).__name__)
         for submission in part:
-            submission.resolve(Outcome.refused(INTERNAL_ERROR))
+            submission.resolve(Outcome.refused(refusal(error)))
         _flush(part)
         for record in records:
             record.failed = True

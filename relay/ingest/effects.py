@@ -27,6 +27,7 @@ from relay.ingest.turns import Turn, Turns
 from relay.ingest.types import Outcome, hand_over
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
+from relay.store.failures import refusal
 from relay.store.outcome import Patience, committed
 from relay.store.own_connection import OwnConnection
 
@@ -158,6 +159,7 @@ class EffectWorker:
                 passed = await self._tell(effect)
         except (PostgresError, ConnectionLost, StoreError) as error:
             log.error("an event could not be stored", error=str(error), kind=type(error).__name__)
+            outcome = Outcome.refused(refusal(error))
         finally:
             turn.release()
             if passed is None:

@@ -36,7 +36,7 @@ from relay.nostr import kinds
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
 from relay.store import channels
-from relay.store.failures import STORE_FAILURES, is_busy
+from relay.store.failures import STORE_FAILURES, is_busy, refusal
 from relay.store.outcome import PATIENCE_SECONDS
 from relay.store.own_connection import Connect, OwnConnection
 
@@ -129,7 +129,7 @@ class Ingest:
             found = await self._admitter.admit(event, caller, door)
         except STORE_FAILURES as error:
             log.warning("admission could not ask the store", error=str(error), kind=type(error).__name__)
-            return self._refused(TOO_BUSY if is_busy(error) else INTERNAL_ERROR)
+            return self._refused(TOO_BUSY if is_busy(error) else refusal(error))
         return self._refused(found) if isinstance(found, Refusal) else found
 
     @staticmethod
@@ -204,13 +204,23 @@ class Ingest:
 
     async def open_dm(self, caller: Caller, pubkeys: Iterable[str], *, announce: bool = True) -> DmOpened | Refusal:
         """Opens or creates the DM of the caller with these keys (all valid hex, caller not needed among them)."""
-        if self._closed:
-            return SHUTTING_DOWN
         opening = OpenDm(caller.pubkey, pubkeys, announce=announce)
-        outcome = await self._run(opening, caller.pubkey, self._now_us())
+        outcome = await self.transact(opening, actor=caller.pubkey)
         if opening.result is None or not outcome.accepted:
             return outcome.refusal or INTERNAL_ERROR
         return opening.result
+
+    async def transact(self, apply: Apply, *, actor: str) -> Outcome:
+        """Runs `apply` in a transaction of its own, in an effect worker: what it writes and what it notes for the audit
+        log are committed together or not at all, and a client that goes away cancels neither.
+
+        `apply` may run more than once and gets a fresh `Effect` each time. It says no by `raise Ended(outcome)`, which
+        leaves nothing behind; of other exceptions only those of the store are expected, any other one ends the relay.
+        Cancellation: the caller stops waiting, the transaction goes its way.
+        """
+        if self._closed:
+            return Outcome.refused(SHUTTING_DOWN)
+        return await self._run(apply, actor, self._now_us())
 
     async def record(self, entries: Sequence[Entry]) -> None:
         """Makes audit entries durable with the next group commit.

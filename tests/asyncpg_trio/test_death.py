@@ -20,6 +20,7 @@ from relay.asyncpg_trio import (
     errors,
 )
 from tests.asyncpg_trio.cluster import Cluster
+from tests.asyncpg_trio.proxy import open_proxy
 
 # Older versions of asyncpg forget the FATAL error that preceded the end of the stream.
 KEEPS_LAST_WORDS = tuple(map(int, driver.asyncpg.__version__.split(".")[:2])) >= (0, 32)
@@ -160,3 +161,25 @@ async def test_a_server_restarted_while_everything_was_idle_costs_no_user_an_err
         for number in range(5):
             assert await pool.fetchval("SELECT $1::int", number) == number
         assert pool.statistics().opened_total == 4
+
+
+async def test_a_verb_that_is_not_answered_in_time_ends_the_session(empty_dsn: str, socket_path: str):
+    """For tasks that own a connection: a server that hangs is as good as one that is gone."""
+    async with open_proxy(socket_path) as proxy:
+        dsn = proxy.dsn(empty_dsn.partition("?")[0].rpartition("/")[2])
+        connection = await connect(dsn, answer_seconds=0.2, settle_seconds=0.1)
+        assert await connection.fetchval("SELECT 1") == 1
+        transaction = connection.transaction()
+        await transaction.__aenter__()
+        proxy.deaf = True
+        with pytest.raises(ConnectionLost, match=r"within 0\.2 s"):
+            await connection.execute("SELECT $1::int", 1)
+        assert connection.is_closed()
+
+
+async def test_a_verb_that_the_server_can_still_stop_ends_the_session_too(empty_dsn: str):
+    """It is not used again: whoever set this limit has told the server a shorter one."""
+    connection = await connect(empty_dsn, answer_seconds=0.1)
+    with pytest.raises(ConnectionLost, match="no answer"):
+        await connection.fetchval("SELECT pg_sleep(60)")
+    assert connection.is_closed()

@@ -8,7 +8,17 @@ import pytest
 import trio
 import trio.testing
 
-from relay.asyncpg_trio import ConnectFailed, Connection, ConnectionLost, Pool, PoolClosed, PoolTimeout, errors
+from relay.asyncpg_trio import (
+    ConnectFailed,
+    Connection,
+    ConnectionLost,
+    Pool,
+    PoolClosed,
+    PoolTimeout,
+    StatementTimeout,
+    errors,
+)
+from tests.asyncpg_trio.proxy import open_proxy
 
 
 class Clock:
@@ -78,6 +88,73 @@ async def test_no_more_than_size_max_and_a_deadline_for_those_in_line(pool: Pool
     assert (statistics.acquire_timeouts_total, statistics.waiting, statistics.size) == (1, 0, 3)
     assert statistics.wait_seconds_total >= 0.15
     assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_a_statement_that_takes_too_long(empty_dsn: str):
+    async with Pool(empty_dsn, size_max=1, statement_seconds=0.2) as pool:
+        pid = await pool.fetchval("SELECT pg_backend_pid()")
+        for verb in (pool.fetch, pool.fetchrow, pool.fetchval, pool.execute):
+            started = trio.current_time()
+            with pytest.raises(StatementTimeout, match=r"0\.2 s"):
+                await verb("SELECT pg_sleep(60 + $1)", 1)
+            assert trio.current_time() - started < 2
+        assert pool.statistics().statement_timeouts_total == 4
+        # The server was asked to stop, so the same session goes on.
+        assert await pool.fetchval("SELECT pg_backend_pid()") == pid
+
+
+async def test_a_block_has_no_deadline_but_its_own(empty_dsn: str):
+    async with Pool(empty_dsn, size_max=1, statement_seconds=0.05) as pool:
+        async with pool.acquire() as connection:
+            await connection.fetch("SELECT pg_sleep(0.2)")
+        async with pool.transaction() as connection:
+            await connection.fetch("SELECT pg_sleep(0.2)")
+
+
+async def test_the_wait_in_line_does_not_count_for_the_statement(empty_dsn: str):
+    async with (
+        Pool(empty_dsn, size_max=1, statement_seconds=0.2, acquire_seconds=5) as pool,
+        trio.open_nursery() as nursery,
+        pool.acquire(),
+    ):
+        nursery.start_soon(pool.fetchval, "SELECT 1")
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(0.3)  # of real time, which is the server's
+
+
+async def test_a_caller_that_is_cancelled_is_no_timeout(empty_dsn: str):
+    async with Pool(empty_dsn, size_max=1, statement_seconds=60) as pool:
+        with trio.move_on_after(0.05) as scope:
+            await pool.fetch("SELECT pg_sleep(60)")
+        assert scope.cancelled_caught
+        assert pool.statistics().statement_timeouts_total == 0
+
+
+async def test_a_server_that_stops_answering_costs_the_connection(empty_dsn: str, socket_path: str):
+    """No deadline of the server's can help here. Afterwards the pool opens a new one."""
+    async with open_proxy(socket_path) as proxy:
+        dsn = proxy.dsn(empty_dsn.partition("?")[0].rpartition("/")[2])
+        async with Pool(dsn, size_max=1, size_min=1, statement_seconds=0.2, settle_seconds=0.1) as pool:
+            assert await pool.fetchval("SELECT 1") == 1
+            proxy.deaf = True
+            started = trio.current_time()
+            with pytest.raises(StatementTimeout):
+                await pool.fetchval("SELECT 1")
+            assert trio.current_time() - started < 2
+            assert pool.statistics().size == 0
+            proxy.deaf = False
+            assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_how_long_ago_nobody_got_a_connection(empty_dsn: str):
+    clock = Clock()
+    async with Pool(empty_dsn, size_max=1, acquire_seconds=0.02, clock=clock) as pool:
+        assert pool.statistics().starved_seconds_ago == float("inf")
+        async with pool.acquire():
+            with pytest.raises(PoolTimeout):
+                await pool.fetch("SELECT 1")
+        clock.now += 7
+        assert pool.statistics().starved_seconds_ago == 7
 
 
 async def test_those_in_line_are_served_first_come_first_served(pool: Pool):

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 import trio
 
 from relay.asyncpg_trio import connect
 from relay.asyncpg_trio.errors import PoolClosed, PoolTimeout, PostgresError
-from relay.errors import INTERNAL_ERROR, TOO_BUSY, RefusalClass, StoreBusy, StoreGone
-from relay.ingest.types import Door
-from tests.support.core import ALICE, CHANNEL, running_core
+from relay.audit.entry import Action
+from relay.errors import (
+    INTERNAL_ERROR,
+    SHUTTING_DOWN,
+    STORE_UNAVAILABLE,
+    TOO_BUSY,
+    RefusalClass,
+    StoreBusy,
+    StoreGone,
+)
+from relay.ingest.effects import Effect, refuse
+from relay.ingest.types import STORED, Door, Outcome
+from relay.store import users
+from tests.support.core import ALICE, BOB, CHANNEL, running_core
 from tests.support.groups import listening
 
 
@@ -50,8 +62,8 @@ async def test_a_lock_that_does_not_come_is_too_busy(migrated_dsn: str) -> None:
     [
         (PoolTimeout("full"), TOO_BUSY),
         (StoreBusy("busy"), TOO_BUSY),
-        (PoolClosed("closed"), INTERNAL_ERROR),
-        (StoreGone("gone"), INTERNAL_ERROR),
+        (PoolClosed("closed"), STORE_UNAVAILABLE),
+        (StoreGone("gone"), STORE_UNAVAILABLE),
         (PostgresError("something else"), INTERNAL_ERROR),
     ],
 )
@@ -84,3 +96,64 @@ async def test_presence_is_kept_for_the_caller_and_delivered_as_it_is(migrated_d
         assert await core.kinds("kind BETWEEN 20000 AND 29999") == []
         over_http = await core.submit(ALICE, event, Door.HTTP)
         assert over_http.message == "invalid: kind 20001 is only accepted via WebSocket"
+
+
+# Wherever the audit worker has got to.
+_ENTRY = "SELECT action, actor, event_id, metadata FROM"
+AUDITED = f"({_ENTRY} audit_outbox UNION ALL {_ENTRY} audit_log) AS entry"
+
+
+async def _add_bob(effect: Effect) -> Outcome:
+    await users.ensure(effect.con, [BOB.pubkey])
+    effect.audit(Action.SETTINGS_CHANGED, None, None, metadata={"what": "bob"})
+    return STORED
+
+
+async def test_a_transaction_of_its_own_is_committed_with_its_audit_entry(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        assert await core.ingest.transact(_add_bob, actor=ALICE.pubkey) == STORED
+        row = await core.pool.fetchrow(f"SELECT action, actor, event_id, metadata FROM {AUDITED}")
+        assert row is not None
+        assert tuple(row) == ("settings_changed", ALICE.pubkey, None, '{"what":"bob"}')
+        assert await core.pool.fetchval("SELECT encode(pubkey, 'hex') FROM users") == BOB.pubkey
+
+
+async def test_a_transaction_that_is_refused_leaves_neither_rows_nor_entries(migrated_dsn: str) -> None:
+    async def change_the_mind(effect: Effect) -> Outcome:
+        await _add_bob(effect)
+        raise refuse("not today")
+
+    async with running_core(migrated_dsn) as core:
+        outcome = await core.ingest.transact(change_the_mind, actor=ALICE.pubkey)
+        assert (outcome.accepted, outcome.message) == (False, "invalid: not today")
+        assert await core.pool.fetchval("SELECT count(*) FROM users") == 0
+        assert await core.pool.fetchval(f"SELECT count(*) FROM {AUDITED}") == 0
+
+
+async def test_a_transaction_is_not_undone_when_nobody_waits_for_it_any_more(migrated_dsn: str) -> None:
+    begun, waiting = trio.Event(), trio.Event()
+
+    async def slow(effect: Effect) -> Outcome:
+        begun.set()
+        await waiting.wait()
+        return await _add_bob(effect)
+
+    async with running_core(migrated_dsn) as core:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(core.ingest.transact, slow, actor=ALICE.pubkey))
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        waiting.set()
+    con = await connect(migrated_dsn)
+    try:
+        assert await con.fetchval(f"SELECT count(*) FROM {AUDITED}") == 1
+    finally:
+        con.terminate()
+
+
+async def test_no_transaction_begins_once_the_door_is_closed(migrated_dsn: str) -> None:
+    async with running_core(migrated_dsn) as core:
+        core.ingest.close()
+        outcome = await core.ingest.transact(_add_bob, actor=ALICE.pubkey)
+        assert outcome.refusal is SHUTTING_DOWN
+        assert await core.pool.fetchval("SELECT count(*) FROM users") == 0
