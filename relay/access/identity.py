@@ -40,6 +40,8 @@ class AuthMethod(Enum):
     """The development header on loopback."""
     OIDC = "oidc"
     """A JSON Web Token of the operator's identity provider."""
+    NIP98 = "nip98"
+    """A signature for one HTTP request."""
 
 
 @dataclass(frozen=True, slots=True)

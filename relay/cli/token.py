@@ -19,8 +19,9 @@ from uuid import uuid4
 import trio
 import typer
 
+from relay.access import minting
 from relay.access.identity import KNOWN_SCOPES, PROXY_SUBMIT
-from relay.access.scopes import CHANNELS_READ, MESSAGES_READ, MESSAGES_WRITE, USERS_READ
+from relay.access.minting import NAME_BYTES_MAX, MintProblem, NewToken
 from relay.asyncpg_trio import Connection
 from relay.asyncpg_trio.errors import UndefinedTableError
 from relay.audit import outbox
@@ -32,13 +33,10 @@ from relay.errors import MigrationError, Refusal, Refused
 from relay.nostr import nip19
 from relay.nostr.ids import parse_pubkey, parse_uuid
 from relay.nostr.keys import SecretKey
-from relay.store import channels, tokens, users
+from relay.store import channels, tokens
 from relay.store.tokens import Revocation, Token
 
-NAME_BYTES_MAX = 100
 DAYS_MAX = 3650
-# Whoever owns an agent must be able to see and to reach it.
-OWNED_AGENT_SCOPES = (USERS_READ, MESSAGES_READ, MESSAGES_WRITE, CHANNELS_READ)
 
 T = TypeVar("T")
 
@@ -63,25 +61,23 @@ def mint(
     """Make a token and print it. It cannot be shown again."""
     settings = load_settings(data_dir=data_dir, database_url=database_url)
     made = None if pubkey is not None else SecretKey.from_bytes(secrets.token_bytes(32))
-    text = tokens.new_text()
-    work = partial(
-        _mint,
-        text=text,
-        name=_name(name),
-        scopes=_scopes(scopes),
-        pubkey=made.public_hex if made is not None else _pubkey(pubkey or "", "--pubkey"),
-        owner=None if owner_pubkey is None else _pubkey(owner_pubkey, "--owner-pubkey"),
-        channel_ids=_channel_ids(channel_list),
-        expires_days=expires_days,
+    new = NewToken(
+        tokens.new_text(),
+        made.public_hex if made is not None else _pubkey(pubkey or "", "--pubkey"),
+        _name(name),
+        _scopes(scopes),
+        _channel_ids(channel_list),
+        expires_days,
+        agent_owner=None if owner_pubkey is None else _pubkey(owner_pubkey, "--owner-pubkey"),
     )
-    token: Token = trio.run(_with_database, settings, work)
+    token: Token = trio.run(_with_database, settings, partial(_mint, new=new))
     typer.echo(f"id      {token.id}")
     typer.echo(f"pubkey  {token.owner} ({nip19.encode_npub(token.owner)})")
     typer.echo(f"scopes  {','.join(token.scopes)}")
     typer.echo(f"expires {_moment(token.expires_at, 'never')}")
     if made is not None:
         typer.echo(f"nsec    {nip19.encode_nsec(made.to_bytes().hex())}")
-    typer.echo(f"token   {text}")
+    typer.echo(f"token   {new.text}")
     typer.echo("Keep the last lines secret and safe: they are not shown again.", err=True)
 
 
@@ -126,39 +122,22 @@ async def _with_database(settings: Settings, work: Callable[[Connection], Awaita
             raise MigrationError("this database has no tables yet, run `relay migrate up` first") from None
 
 
-async def _mint(
-    con: Connection,
-    *,
-    text: str,
-    name: str,
-    scopes: list[str],
-    pubkey: str,
-    owner: str | None,
-    channel_ids: list[str] | None,
-    expires_days: int | None,
-) -> Token:
+async def _mint(con: Connection, new: NewToken) -> Token:
     """One transaction: users, owner, token, audit entry. Raises Refused, and then nothing was done."""
     async with con.transaction():
-        for channel_id in channel_ids or ():
+        for channel_id in new.channel_ids or ():
             if await channels.get(con, channel_id) is None:
                 raise Refused(Refusal(f"channel not found: {channel_id}"))
-        await users.ensure(con, [pubkey] if owner is None else [pubkey, owner])
-        owned = owner is not None or await users.owner(con, pubkey) is not None
-        missing = [scope for scope in OWNED_AGENT_SCOPES if scope not in scopes]
-        if owned and missing:
-            raise Refused(Refusal(f"an agent that has an owner also needs {', '.join(missing)}"))
-        if owner is not None and not await users.set_owner(con, pubkey, owner):
-            raise Refused(Refusal("this agent already has a different owner"))
-        token = await tokens.mint(
-            con,
-            text=text,
-            owner=pubkey,
-            name=name,
-            scopes=scopes,
-            channel_ids=channel_ids,
-            expires_days=expires_days,
-        )
-        await _audit(con, Action.TOKEN_CREATED, token_id=token.id, owner=pubkey, scopes=scopes, channels=channel_ids)
+        match await minting.mint(con, new):
+            case MintProblem.OWNED_NEEDS_SCOPES:
+                missing = ", ".join(minting.missing_scopes(new.scopes))
+                raise Refused(Refusal(f"an agent that has an owner also needs {missing}"))
+            case MintProblem.OTHER_OWNER:
+                raise Refused(Refusal("this agent already has a different owner"))
+            case MintProblem.TOO_MANY | MintProblem.TOKEN_REVOKED:
+                raise AssertionError("the operator is not limited, and has no token")
+            case Token() as token:
+                await _audit(con, Action.TOKEN_CREATED, **minting.told(token))
     return token
 
 
@@ -185,8 +164,8 @@ def _name(text: str) -> str:
     return text
 
 
-def _scopes(text: str) -> list[str]:
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def _scopes(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if unknown := [scope for scope in found if scope not in KNOWN_SCOPES and scope != PROXY_SUBMIT]:
         known = ", ".join([*sorted(KNOWN_SCOPES), PROXY_SUBMIT])
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}. Known are {known}", param_hint="--scopes")
@@ -202,7 +181,7 @@ def _pubkey(text: str, option: str) -> str:
     return pubkey
 
 
-def _channel_ids(text: str | None) -> list[str] | None:
+def _channel_ids(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     found = []
@@ -211,7 +190,7 @@ def _channel_ids(text: str | None) -> list[str] | None:
         if channel_id is None:
             raise typer.BadParameter("must be a comma list of UUIDs", param_hint="--channels")
         found.append(channel_id)
-    return sorted(set(found))
+    return tuple(sorted(set(found)))
 
 
 # -- printing what was found -----------------------------------------------------------------------------------------

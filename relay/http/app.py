@@ -9,15 +9,33 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from quart import Response, g, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestTimeout
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from relay import metrics
-from relay.http import channels, discovery, dms, events
+from relay.http import (
+    agents,
+    bridge,
+    channels,
+    conditional,
+    discovery,
+    dms,
+    docs,
+    events,
+    feed,
+    messages,
+    presence,
+    reactions,
+    search,
+    social,
+    threads,
+    tokens,
+    users,
+)
 from relay.http.auth import services
 from relay.http.edge import Edge
 from relay.http.refusals import (
@@ -26,18 +44,37 @@ from relay.http.refusals import (
     ApiError,
     NotWellFormed,
     error_response,
+    unavailable,
 )
 from relay.http.services import Services
+from relay.store.failures import is_unavailable
 
 _CALLER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _PARAMETER: Final = re.compile(r"<(?:[^:<>]+:)?([^<>]+)>")
 _UNCOUNTED: Final = ("/_", "/health")
 CALLERS_MAX: Final = 100
 
+RESOURCES: Final = (
+    discovery, channels, messages, threads, reactions, events, dms, feed, search, agents, presence, users, social,
+    tokens, bridge, docs,
+)  # fmt: skip
+
+_EXPECTED: Final = (ApiError, HTTPException)
+
 # The names that are labels already. Of the process, like the registry that holds the labels.
 _callers: set[str] = set()
 
 log = structlog.get_logger(__name__)
+
+
+class _App(QuartTrio):
+    async def handle_user_exception(self, error: Exception | BaseExceptionGroup[Any]) -> Any:
+        """Quart-Trio answers for the first error of a group and drops the others unseen: here a bug comes first."""
+        if isinstance(error, ExceptionGroup):
+            _, bugs = error.split(lambda each: isinstance(each, _EXPECTED) or is_unavailable(each))
+            if bugs is not None:
+                return await _answer_crash(error)
+        return await super().handle_user_exception(error)
 
 
 def create_app(parts: Services) -> QuartTrio:
@@ -47,17 +84,21 @@ def create_app(parts: Services) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["BODY_TIMEOUT"] = settings.body_seconds
     app.extensions["relay"] = parts
-    for blueprint in (discovery.routes, events.routes, channels.routes, dms.routes):
-        app.register_blueprint(blueprint)
+    for resource in RESOURCES:
+        app.register_blueprint(resource.routes)
     app.before_request(_admit)
-    app.after_request(_count)
-    app.asgi_app = Edge(app.asgi_app, settings.allowed_origins)  # type: ignore[method-assign, assignment]
+    app.after_request(_finish)
+    # A list that names no origin after all is meant to keep others out, not to let everybody in.
+    origins = settings.allowed_origins if settings.cors_origins.strip() else None
+    if origins == ():
+        log.error("SPROUT_CORS_ORIGINS names no origin: browsers are refused")
+    app.asgi_app = Edge(app.asgi_app, origins)  # type: ignore[method-assign, assignment]
     return app
 
 
 def bare_app(name: str) -> QuartTrio:
     """An app without files, redirects or pages of its own, that answers errors as the relay does."""
-    app = QuartTrio(name, static_folder=None)
+    app = _App(name, static_folder=None)
     # Every OPTIONS request is answered at the edge.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     # `/api//dms` is another path than `/api/dms`, not a redirect to it.
@@ -79,16 +120,21 @@ async def _admit() -> None:
         raise ApiError(503, SHUTTING_DOWN_TEXT)
 
 
-async def _count(response: Response) -> Response:
+async def _finish(response: Response) -> Response:
+    response = await conditional.prepare(response)
+    _count(response)
+    return response
+
+
+def _count(response: Response) -> None:
     rule = request.url_rule
     if rule is None or rule.rule.startswith(_UNCOUNTED):
-        return response
+        return
     caller = _caller(request.headers.get("x-envoy-downstream-service-cluster", ""))
     action = _PARAMETER.sub(r"{\1}", rule.rule)
     labels = (str(response.status_code), caller, action)
     metrics.HTTP_REQUESTS.labels(*labels).inc()
     metrics.HTTP_LATENCY_MS.labels(*labels).observe((time.perf_counter() - g.started) * 1000)
-    return response
 
 
 def _caller(name: str) -> str:
@@ -105,8 +151,6 @@ async def _answer_api_error(error: ApiError) -> Response:
 
 async def _answer_http_exception(error: HTTPException) -> Response:
     """What the router and the body reader refuse. Unknown path and wrong method have no body."""
-    if isinstance(error, RequestTimeout):
-        return error_response(ApiError(408, "request body did not arrive in time"))
     response = Response(b"", error.code or 500)
     del response.headers["Content-Type"]
     if isinstance(error, MethodNotAllowed):
@@ -115,5 +159,9 @@ async def _answer_http_exception(error: HTTPException) -> Response:
 
 
 async def _answer_crash(error: Exception) -> Response:
+    """What nobody expected, and what the store could not do: the second is worth another try, and no traceback."""
+    if is_unavailable(error):
+        log.warning("the store failed a request", method=request.method, path=request.path, error=repr(error))
+        return error_response(unavailable())
     log.error("a request crashed", method=request.method, path=request.path, exc_info=error)
     return error_response(ApiError(500, INTERNAL_TEXT))

@@ -1,4 +1,5 @@
-"""What anybody may ask: the NIP-11 document at `/` and `/info`, and whether the relay lives and is ready.
+"""What anybody may ask: the NIP-11 document at `/` and `/info`, whose handle a name is (NIP-05), and whether the relay
+lives and is ready.
 
 An upgrade to WebSocket never gets here: the listener takes it before HTTP begins.
 """
@@ -13,12 +14,17 @@ from relay import __version__
 from relay.config import Settings
 from relay.http.auth import services
 from relay.http.readiness import answer as answer_readiness
+from relay.http.refusals import json_response
+from relay.http.values import Query
 from relay.nostr import nip11
+from relay.store import user_lookups
 
 NAME: Final = "relay"
 DESCRIPTION: Final = "A self-hosted Nostr relay for teams of people and agents"
 # NIP-11 wants the address of the project here; ours has none yet that is the same for everybody who runs it.
 SOFTWARE: Final = "relay"
+
+HANDLES_PATH: Final = "/.well-known/nostr.json"
 
 routes = Blueprint("discovery", __name__)
 
@@ -31,6 +37,28 @@ async def relay_information() -> Response:
     body = document(parts.settings, parts.relay_key.public_hex)
     wanted = nip11.CONTENT_TYPE in request.headers.get("Accept", "").lower()
     return Response(body, 200, content_type=nip11.CONTENT_TYPE if wanted else "application/json")
+
+
+@routes.get(HANDLES_PATH)
+async def handle() -> Response:
+    """NIP-05: the key behind `<name>@<our host>`, and where to find it. An unknown name is an empty answer."""
+    name = Query(("name",)).text("name")
+    parts = services()
+    if not name:
+        return json_response({"names": {}, "relays": {}})
+    name = name.lower()
+    pubkey = await user_lookups.by_handle(parts.pool, f"{name}@{parts.settings.relay_host}")
+    if pubkey is None:
+        return json_response({"names": {}, "relays": {}})
+    return json_response({"names": {name: pubkey}, "relays": {pubkey: [parts.settings.relay_url]}})
+
+
+@routes.after_request
+async def _for_every_origin(response: Response) -> Response:
+    """Any page may check a handle, whatever `SPROUT_CORS_ORIGINS` allows; its errors too, or it could not read them."""
+    if request.path == HANDLES_PATH:
+        response.headers["Access-Control-Allow-Origin"] = "*"
+    return response
 
 
 @routes.get("/health")

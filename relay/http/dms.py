@@ -6,6 +6,7 @@ token's list of channels holds here too: such a token sees and opens the DMs in 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,8 +23,8 @@ from relay.nostr.ids import parse_uuid
 from relay.store import dm_list, dms, members
 from relay.store.dm_list import Hiding, Participant
 
-_PAGE: Final = 50
-_PAGE_MAX: Final = 200
+PAGE: Final = 50
+PAGE_MAX: Final = 200
 _NOTE: Final = "A new DM was created with the expanded participant set. The original DM is unchanged."
 
 routes = Blueprint("dms", __name__)
@@ -84,8 +85,10 @@ async def list_dms() -> Response:
     if cursor is not None and (start := parse_uuid(cursor)) is None:
         raise ApiError(400, "invalid cursor format")
     pool = services().pool
-    size = _PAGE if limit is None else min(limit, _PAGE_MAX)
-    page = await dm_list.page(pool, caller.pubkey, cursor=start, limit=size, allowed=caller.channel_ids)
+    size = PAGE if limit is None else min(limit, PAGE_MAX)
+    page = await dm_list.page(
+        pool, caller.pubkey, now=int(time.time()), cursor=start, limit=size, allowed=caller.channel_ids
+    )
     if not page.cursor_known:
         raise ApiError(400, "invalid cursor")
     people = await dm_list.participants(pool, [dm.id for dm in page.dms]) if page.dms else {}

@@ -1,8 +1,9 @@
-"""Around the Quart app, in plain ASGI: CORS on every answer, and the last place where a crash can be contained.
+"""Around the Quart app, in plain ASGI: CORS on every answer, what no route ever sees, and the last place for a crash.
 
 Here and not in the app, because it must also hold for what the app never sees (every `OPTIONS` request, known path or
-not, is answered here) and for what it cannot survive (an error in its own handling of errors). The send of the last
-body part is shielded one level further out, where the server is known.
+not, is answered here) and for what it cannot survive (an error in its own handling of errors). A head with too many
+lines, and a path that would read differently once decoded, are turned away before anything is made of them. The send of
+the last body part is shielded one level further out, where the server is known.
 """
 
 from __future__ import annotations
@@ -21,31 +22,56 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[..., Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-_VARY: Final = (b"vary", b"origin, access-control-request-method, access-control-request-headers")
+# Apache's LimitRequestFields.
+HEADER_LINES_MAX: Final = 100
+# As for the first head of a connection, and what HTTP/2 clients are told. The parsers let more pass where it comes in
+# one piece (h11) or small because compressed (h2).
+HEAD_BYTES_MAX: Final = 16 << 10
+# Of a header line: colon, blank, end of line.
+_LINE_BYTES: Final = 4
+
+_VARY: Final = b"vary"
+_VARIES: Final = b"origin, access-control-request-method, access-control-request-headers"
 _EXPOSE_ALL: Final = (b"access-control-expose-headers", b"*")
 _PREFLIGHT: Final = ((b"access-control-allow-methods", b"*"), (b"access-control-allow-headers", b"*"))
 _ALLOW_ORIGIN: Final = b"access-control-allow-origin"
 
+# Where a scope keeps what is to be done after its answer.
+_ANSWERED: Final = "relay.answered"
+
 log = structlog.get_logger(__name__)
 
 
-class Edge:
-    """Wraps an ASGI app; `origins` empty = every origin is welcome."""
+def when_answered(scope: Any, call: Callable[[], None]) -> None:
+    """Calls back when the client has the whole answer of this request, or will not get it: what the answer holds in
+    memory is free then."""
+    scope.setdefault(_ANSWERED, []).append(call)
 
-    def __init__(self, app: AsgiApp, origins: Iterable[str] = ()) -> None:
+
+class Edge:
+    """Wraps an ASGI app; `origins` None = every origin is welcome, empty = none is."""
+
+    def __init__(self, app: AsgiApp, origins: Iterable[str] | None = None) -> None:
         self._app = app
-        self._origins = frozenset(origin.encode() for origin in origins)
+        self._origins = None if origins is None else frozenset(origin.encode() for origin in origins)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+        elif len(scope["headers"]) > HEADER_LINES_MAX:
+            await self._refuse(scope, send, 431, "too many request headers")
+        elif _head_bytes(scope) > HEAD_BYTES_MAX:
+            await self._refuse(scope, send, 431, "request head too large")
         elif scope["method"] == "OPTIONS":
-            await _answer(send, 200, [*self._allow(scope), _VARY, *_PREFLIGHT], b"")
+            await _answer(send, 200, [*self._allow(scope), (_VARY, _VARIES), *_PREFLIGHT], b"")
+        elif scope["path"].startswith("//") or b"%2f" in (scope.get("raw_path") or b"").lower():
+            # The router would drop the first slash, and the server has decoded the path: either would be served as
+            # another path than the one that a proxy in front may have looked at.
+            await _answer(send, 404, self._cors(scope, (), []), b"")
         else:
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        cors = [*self._allow(scope), _VARY, *([] if self._origins else [_EXPOSE_ALL])]
         without_body = scope["method"] == "HEAD"
         started = False
 
@@ -53,9 +79,7 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                # A route may allow every origin for itself; two values of this header are as good as none.
-                own = [header for header in message.get("headers", ()) if header[0].lower() != _ALLOW_ORIGIN]
-                message = {**message, "headers": [*own, *cors]}
+                message = {**message, "headers": self._with_cors(scope, message.get("headers", ()))}
             elif without_body and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
@@ -65,16 +89,46 @@ class Edge:
         except Exception as error:
             log.error("a request crashed outside its route", path=scope.get("path"), exc_info=error)
             if not started:
-                body = orjson.dumps(error_body(INTERNAL_TEXT))
-                await _answer(send, 500, [*cors, (b"content-type", b"application/json")], body)
+                await self._refuse(scope, send, 500, INTERNAL_TEXT)
+        finally:
+            for call in scope.get(_ANSWERED, ()):
+                call()
+
+    async def _refuse(self, scope: MutableMapping[str, Any], send: Send, status: int, text: str) -> None:
+        body = b"" if scope["method"] == "HEAD" else orjson.dumps(error_body(text))
+        await _answer(send, status, [*self._cors(scope, (), []), (b"content-type", b"application/json")], body)
+
+    def _with_cors(self, scope: MutableMapping[str, Any], headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+        """The answer's headers and ours. A route's own allowed origin wins: two values of it are as good as none."""
+        rest: Headers = []
+        varies: list[bytes] = []
+        allowed: Headers = []
+        for name, value in headers:
+            match name.lower():
+                case b"vary":
+                    varies.append(value)
+                case b"access-control-allow-origin":
+                    allowed = [(_ALLOW_ORIGIN, value)]
+                case _:
+                    rest.append((name, value))
+        return rest + self._cors(scope, varies, allowed)
+
+    def _cors(self, scope: MutableMapping[str, Any], varies: Iterable[bytes], allowed: Headers) -> Headers:
+        headers = [*(allowed or self._allow(scope)), (_VARY, b", ".join((_VARIES, *varies)))]
+        return [*headers, _EXPOSE_ALL] if self._origins is None else headers
 
     def _allow(self, scope: MutableMapping[str, Any]) -> Headers:
-        if not self._origins:
+        if self._origins is None:
             return [(_ALLOW_ORIGIN, b"*")]
         for name, value in scope["headers"]:
             if name.lower() == b"origin" and value in self._origins:
                 return [(_ALLOW_ORIGIN, value)]
         return []
+
+
+def _head_bytes(scope: MutableMapping[str, Any]) -> int:
+    fields = sum(len(name) + len(value) + _LINE_BYTES for name, value in scope["headers"])
+    return fields + len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
 
 
 async def _answer(send: Send, status: int, headers: Headers, body: bytes) -> None:

@@ -13,6 +13,9 @@ from relay.http.services import Readiness, Services
 from relay.store.failures import STORE_FAILURES
 
 PROBE_SECONDS: Final = 2  # the original's; shorter than any load balancer's patience
+# Requests that were turned away without a connection this lately mean: send traffic elsewhere for now. Without traffic
+# none are, so the relay is ready again by itself.
+STARVED_SECONDS: Final = 5
 
 log = structlog.get_logger(__name__)
 
@@ -20,7 +23,8 @@ log = structlog.get_logger(__name__)
 async def answer(parts: Services) -> Response:
     """200 ready; 503 not_ready with what is missing; 503 shutting_down.
 
-    `redis` is always true: none is configured, and dashboards made for the original look for the key.
+    `pool` is false while requests could lately not get a connection. `redis` is always true: none is configured, and
+    dashboards made for the original look for the key.
     """
     if parts.shutting_down():
         return json_response({"status": "shutting_down"}, 503)
@@ -30,7 +34,9 @@ async def answer(parts: Services) -> Response:
             found = await parts.readiness()
         except STORE_FAILURES as error:
             log.warning("the readiness probe failed", error=repr(error))
-    if found.postgres and found.audit:
+    # The probe has a connection of its own: a database in good health says nothing about a pool that is all in use.
+    pool = parts.pool.statistics().starved_seconds_ago > STARVED_SECONDS
+    if found.postgres and found.audit and pool:
         return json_response({"status": "ready"})
-    body = {"status": "not_ready", "postgres": found.postgres, "redis": True, "audit": found.audit}
+    body = {"status": "not_ready", "postgres": found.postgres, "redis": True, "audit": found.audit, "pool": pool}
     return json_response(body, 503)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from relay.access.authenticate import Authenticator
 from relay.access.directory import Directory
@@ -15,6 +17,7 @@ from relay.errors import Refusal
 from relay.fanout.hub import Hub
 from relay.ingest.pipeline import Ingest
 from relay.nostr.keys import SecretKey
+from relay.query.gather import Answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,12 @@ class Readiness:
 
     postgres: bool
     audit: bool
+
+
+class Asking(Protocol):
+    """A turn for one question to the store; `long`: a count or a search."""
+
+    def __call__(self, caller: Caller, *, long: bool) -> AbstractAsyncContextManager[object]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,9 @@ class Services:
     uptime: Seconds since the start.
     refuse_event: Whether this key has sent too many events, over either door; None = it may send one more.
     other_pools: Pools beside the main one, for `/metrics` only.
+    handling, asking: Around one event, and around one question to the store: a turn among those of all connections
+        (`relay.websocket.guests`). Raise `Refused`, and `asking` also StoreBusy.
+    answers: The memory of the bridge's answers.
     """
 
     settings: Settings
@@ -51,6 +63,9 @@ class Services:
     writes_refused: Callable[[], bool] | None = None
     other_pools: tuple[Pool, ...] = ()
     refuse_event: Callable[[Caller], Refusal | None] = lambda _: None
+    handling: Callable[[Caller], AbstractAsyncContextManager[object]] = lambda _: nullcontext()
+    asking: Asking = lambda _, *, long: nullcontext()  # noqa: ARG005
+    answers: Answers = field(default_factory=Answers)
 
     @property
     def closed_to_writes(self) -> bool:

@@ -12,12 +12,19 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import orjson
+import trio
 from quart import request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from relay.http.refusals import NotWellFormed
+from relay.http.refusals import ApiError, NotWellFormed
 
 U32_MAX: Final = 2**32 - 1
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+_DIGITS_MAX: Final = 20
+# Apache's mod_reqtimeout does the same with 20 s and 500 bytes.
+BODY_GRACE_SECONDS: Final = 10
+BODY_BYTES_PER_SECOND: Final = 1024
 # What `datetime` can hold; an event may be signed with any 64-bit number.
 _SECONDS_MIN: Final = -62_135_596_800
 _SECONDS_MAX: Final = 253_402_300_799
@@ -64,20 +71,37 @@ class Query:
             return None if value is None else value == "true"
         raise _bad_query(f"{key}: provided string was not `true` or `false`")
 
+    def required(self, key: str) -> str:
+        """The text of a key that must be there."""
+        if key not in self._values:
+            raise _bad_query(f"missing field `{key}`")
+        return self._values[key]
+
     def unsigned(self, key: str) -> int | None:
         """A number from 0 to 2³²-1, as the original's parser reads one: digits, perhaps a plus in front."""
+        return self._integer(key, 0, U32_MAX)
+
+    def signed(self, key: str) -> int | None:
+        """A number of 64 bits: digits, perhaps a sign in front."""
+        return self._integer(key, INT64_MIN, INT64_MAX)
+
+    def _integer(self, key: str, lowest: int, highest: int) -> int | None:
         value = self._values.get(key)
         if value is None:
             return None
         if not value:
             raise _bad_query(f"{key}: cannot parse integer from empty string")
-        digits = value.removeprefix("+")
+        negative = lowest < 0 and value.startswith("-")
+        digits = value[1:] if negative else value.removeprefix("+")
         if not (digits.isascii() and digits.isdigit()):
             raise _bad_query(f"{key}: invalid digit found in string")
         digits = digits.lstrip("0") or "0"  # Python reads no more than 4300 digits, zeros included
-        if len(digits) > 10 or int(digits) > U32_MAX:
-            raise _bad_query(f"{key}: number too large to fit in target type")
-        return int(digits)
+        number = int(digits) if len(digits) < _DIGITS_MAX else INT64_MAX + 2
+        number = -number if negative else number
+        if not lowest <= number <= highest:
+            size = "small" if negative else "large"
+            raise _bad_query(f"{key}: number too {size} to fit in target type")
+        return number
 
 
 def _bad_query(detail: str) -> NotWellFormed:
@@ -85,14 +109,27 @@ def _bad_query(detail: str) -> NotWellFormed:
 
 
 async def raw_body() -> bytes:
-    """The whole body, at most `max_body_bytes` of it.
+    """The whole body, at most `max_body_bytes` of it, within `body_seconds` and no slower than the floor.
 
-    Raises: NotWellFormed (413); Quart's RequestTimeout when it does not come in time.
+    Raises: NotWellFormed (413); ApiError (408). The server then closes the connection, as a part is unread.
     """
-    try:
-        return await request.get_data(cache=False, as_text=False, parse_form_data=False)
-    except RequestEntityTooLarge:
-        raise NotWellFormed(413, "Failed to buffer the request body: length limit exceeded") from None
+    length_max, seconds_max = request.max_content_length, request.body_timeout
+    assert length_max is not None
+    assert seconds_max is not None
+    body = bytearray()
+    began = trio.current_time()
+    while len(body) <= length_max:
+        seconds = min(seconds_max, BODY_GRACE_SECONDS + len(body) / BODY_BYTES_PER_SECOND)
+        with trio.move_on_at(began + seconds) as deadline:
+            try:
+                body += await anext(request.body)
+            except StopAsyncIteration:
+                return bytes(body)
+            except RequestEntityTooLarge:
+                break
+        if deadline.cancelled_caught:
+            raise ApiError(408, "request body did not arrive in time")
+    raise NotWellFormed(413, "Failed to buffer the request body: length limit exceeded")
 
 
 async def json_object() -> dict[str, Any]:
@@ -127,6 +164,16 @@ def strings(body: dict[str, Any], key: str) -> list[str]:
     for place, item in enumerate(value):
         if not isinstance(item, str):
             raise bad_shape(f"{key}[{place}]: invalid type: {_describe(item)}, expected a string")
+    return value
+
+
+def string(body: dict[str, Any], key: str) -> str:
+    """The string under a key that must be there. Raises NotWellFormed (422)."""
+    if key not in body:
+        raise bad_shape(f"missing field `{key}`")
+    value = body[key]
+    if not isinstance(value, str):
+        raise bad_shape(f"{key}: invalid type: {_describe(value)}, expected a string")
     return value
 
 

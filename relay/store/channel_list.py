@@ -6,18 +6,17 @@ The participants of the DMs in it are a second one (`dm_list.participants`). Tog
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay.store.channels import Database
 
 ROWS_MAX: Final = 1000  # the original's
 
 
-@dataclass(frozen=True, slots=True)
-class ListedChannel:
-    """One row. `last_message` is in seconds and as signed, so it may be a year that no calendar has."""
+class ListedChannel(NamedTuple):
+    """One row; a tuple, because there may be a thousand. `last_message`: seconds, as signed, so it may be in a year
+    that no calendar has."""
 
     id: str
     name: str
@@ -62,14 +61,12 @@ WITH visible AS (
 )
 SELECT l.id::text, l.name, l.channel_type::text, l.visibility::text, l.description, l.topic, l.purpose,
        encode(l.created_by, 'hex') AS created_by, l.created_at, l.updated_at, l.archived_at, l.ttl_seconds,
-       l.ttl_deadline, l.is_member, members.count AS member_count, last.created_at AS last_message
+       l.ttl_deadline, l.is_member, l.member_count, last.created_at AS last_message
 FROM listed l
-CROSS JOIN LATERAL (
-    SELECT count(*) FROM channel_members m WHERE m.channel_id = l.id AND m.removed_at IS NULL
-) members
 -- One step down an index for each channel; max(created_at) with GROUP BY reads every message.
 LEFT JOIN LATERAL (
-    SELECT e.created_at FROM events e WHERE e.channel_id = l.id AND e.deleted_at IS NULL
+    SELECT e.created_at FROM events e
+    WHERE e.channel_id = l.id AND e.deleted_at IS NULL AND (e.expires_at <= $6::bigint) IS NOT TRUE
     ORDER BY e.created_at DESC LIMIT 1
 ) last ON true
 ORDER BY l.channel_type, l.name, l.id"""
@@ -79,6 +76,7 @@ async def visible(
     db: Database,
     pubkey: str,
     *,
+    now: int,
     visibility: str | None = None,
     member_only: bool = False,
     allowed: Iterable[str] | None = None,
@@ -86,7 +84,7 @@ async def visible(
     """Live channels that are open or that the key is in, archived ones too, DMs that it has hidden not.
 
     `visibility` is compared as text, so one that does not exist matches nothing. `allowed` are the channels that a
-    token is restricted to, None = all.
+    token is restricted to, None = all. What expired at `now` (seconds) or before is no last message any more.
     """
     if visibility is not None and "\0" in visibility:
         return []  # PostgreSQL has no text with this character, and would refuse the statement
@@ -97,5 +95,6 @@ async def visible(
         member_only,
         None if allowed is None else list(allowed),
         ROWS_MAX,
+        now,
     )
-    return [ListedChannel(*row) for row in rows]
+    return [ListedChannel._make(row) for row in rows]

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
+from typing import NamedTuple
 
 from relay.store.channels import Database
 
 
-@dataclass(frozen=True, slots=True)
-class Participant:
+class Participant(NamedTuple):
     pubkey: str
     display_name: str | None
     role: str
@@ -62,7 +62,8 @@ WITH mine AS (
     FROM channel_members m
     JOIN channels c ON c.id = m.channel_id AND c.channel_type = 'dm' AND c.deleted_at IS NULL
     LEFT JOIN LATERAL (
-        SELECT e.created_at FROM events e WHERE e.channel_id = c.id AND e.deleted_at IS NULL
+        SELECT e.created_at FROM events e
+        WHERE e.channel_id = c.id AND e.deleted_at IS NULL AND (e.expires_at <= $5::bigint) IS NOT TRUE
         ORDER BY e.created_at DESC LIMIT 1
     ) last ON true
     WHERE m.pubkey = $1 AND m.removed_at IS NULL AND ($4::text[] IS NULL OR c.id = ANY ($4::text[]::uuid[]))
@@ -95,22 +96,22 @@ SELECT (SELECT channel_type::text FROM channel) AS channel_type, EXISTS (SELECT 
 async def participants(db: Database, channel_ids: Sequence[str]) -> dict[str, list[Participant]]:
     """Active members of each channel with their names, in the order in which they joined, then by key."""
     found: dict[str, list[Participant]] = defaultdict(list)
-    for row in await db.fetch(_PARTICIPANTS, list(channel_ids)):
-        found[row["channel_id"]].append(Participant(row["pubkey"], row["display_name"], row["role"]))
+    for channel_id, pubkey, display_name, role in await db.fetch(_PARTICIPANTS, list(channel_ids)):
+        found[channel_id].append(Participant(pubkey, display_name, role))
     return found
 
 
 async def page(
-    db: Database, pubkey: str, *, cursor: str | None, limit: int, allowed: Iterable[str] | None = None
+    db: Database, pubkey: str, *, now: int, cursor: str | None, limit: int, allowed: Iterable[str] | None = None
 ) -> DmPage:
     """The key's DMs that it has not hidden, last active first, after the one that `cursor` names.
 
     A DM that becomes active between two pages moves in front of what was read already; if it is the cursor itself, what
-    follows it now is read again.
+    follows it now is read again. What expired at `now` (seconds) or before makes no DM active.
     """
     restriction = None if allowed is None else list(allowed)
     # One row more than asked for tells whether there is another page.
-    rows = await db.fetch(_PAGE, bytes.fromhex(pubkey), cursor, limit + 1, restriction)
+    rows = await db.fetch(_PAGE, bytes.fromhex(pubkey), cursor, limit + 1, restriction, now)
     dms = [ListedDm(row["id"], row["last_active"], row["created_at"]) for row in rows if row["id"] is not None]
     return DmPage(dms[:limit], rows[0]["cursor_known"], len(dms) > limit)
 

@@ -1,11 +1,12 @@
 """Users as rows: that a key has one, who owns an agent, and who may log in where an allow-list rules.
 
-A row appears when a key first signs in over HTTP, gets a token or writes a profile; nothing here removes one.
+A row appears when a key first signs in, gets a token or writes a profile; nothing here removes one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from relay.asyncpg_trio import Connection
 from relay.store.channels import Database
@@ -21,6 +22,15 @@ _SET_OWNER = """
 UPDATE users SET agent_owner_pubkey = $2, updated_at = now()
 WHERE pubkey = $1 AND (agent_owner_pubkey IS NULL OR agent_owner_pubkey = $2)
 RETURNING true"""
+
+# Makes the row too: it is missing where the sign-in could not write it.
+_SET_POLICY = """
+INSERT INTO users (pubkey, channel_add_policy) VALUES ($1, $2::text::channel_add_policy)
+ON CONFLICT (pubkey) DO UPDATE SET channel_add_policy = EXCLUDED.channel_add_policy, updated_at = now()
+RETURNING encode(agent_owner_pubkey, 'hex')"""
+
+ADD_POLICIES: Final = ("anyone", "owner_only", "nobody")
+"""Who may add somebody to a channel."""
 
 
 async def ensure(db: Database, pubkeys: Sequence[str]) -> None:
@@ -39,6 +49,13 @@ async def owner(db: Database, pubkey: str) -> str | None:
 async def set_owner(con: Connection, pubkey: str, owner_pubkey: str) -> bool:
     """Makes `owner_pubkey` the owner. False, and nothing done, where the agent belongs to somebody else."""
     return bool(await con.fetchval(_SET_OWNER, bytes.fromhex(pubkey), bytes.fromhex(owner_pubkey)))
+
+
+async def set_policy(con: Connection, pubkey: str, policy: str) -> str | None:
+    """Sets who may add this key to channels (one of ADD_POLICIES). Returns the key of its owner, if it is an agent."""
+    assert policy in ADD_POLICIES
+    found: str | None = await con.fetchval(_SET_POLICY, bytes.fromhex(pubkey), policy)
+    return found
 
 
 async def is_allowed(db: Database, pubkey: str) -> bool:

@@ -22,6 +22,7 @@ from relay.ingest.pipeline import Ingest
 from relay.query.replay import Database
 from relay.websocket import heartbeat
 from relay.websocket.endings import SHUTDOWN, ordered
+from relay.websocket.guests import Guests
 from relay.websocket.head import RequestHead
 from relay.websocket.limits import Limits
 from relay.websocket.session import Services, Session
@@ -63,6 +64,7 @@ class WebSocketEndpoint:
         self._all_gone = trio.Event()
         self.limits = Limits(settings, ingest.note)
         shares = Shares(settings.pool_size_max, settings.pool_acquire_seconds)
+        self.guests = Guests(self.limits, shares)
         self._services = Services(
             settings, hub, ingest, authenticator, directory, pool, self.limits, shares, clock,
             draining=lambda: self._draining, logged_in=self._logged_in,

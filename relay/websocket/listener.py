@@ -28,10 +28,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import h11
 import hypercorn.trio.run as hypercorn_run
 import structlog
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 
 from relay.errors import ConfigError
@@ -67,7 +69,7 @@ class WebSocketHandler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListenerLimits:
-    """`head_*`: size and time that the head of the first request may take (16 KiB is h11's bound, too).
+    """`head_*`: size and time that the head of a request may take (16 KiB is h11's bound, too).
 
     `send_stall_seconds`: for how long an HTTP client may take nothing.
     `stop_seconds`: what an HTTP response still gets once the server stops."""
@@ -205,12 +207,25 @@ class RelayTCPServer(TCPServer):
         bounded: Any = HttpStream(
             stream,
             first=first,
+            in_head=self._in_head,
+            head_seconds=listener.limits.head_seconds,
             stopping=self.context.terminated.is_set,
             stall_seconds=listener.limits.send_stall_seconds,
             stop_seconds=listener.limits.stop_seconds,
         )
         self.stream = bounded
         await super().run()
+
+    def _in_head(self) -> bool:
+        """Whether a part of a request's head has come, over HTTP/1.1. (HTTP/2 has frames for it, and their sizes.)"""
+        protocol = self.protocol.protocol
+        connection = protocol.connection
+        return (
+            isinstance(protocol, H11Protocol)
+            and isinstance(connection, h11.Connection)
+            and connection.their_state is h11.IDLE
+            and bool(connection.trailing_data[0])
+        )
 
 
 def install(

@@ -1,12 +1,13 @@
 """Plain HTTP on a connection of the shared port: our own refusals, and the stream that Hypercorn gets.
 
 Flows in: an accepted socket whose head has been peeked. Flows out: a short answer and the end (`refuse`), or a stream
-for Hypercorn (`HttpStream`) that differs from the socket's in two points: its input may begin with a head of our
-writing, and its output does not wait for ever. Both run in the connection's task.
+for Hypercorn (`HttpStream`) that differs from the socket's in three points: its input may begin with a head of our
+writing, a head that has begun must end in time, and output does not wait for ever. Both run in the connection's task.
 """
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -60,13 +61,18 @@ class HttpStream:
 
     Hypercorn sends inside a shield without a deadline: one client that stops reading would keep the process alive for
     ever. Here a send ends when the peer has taken nothing for `stall_seconds`, and `stop_seconds` after the server
-    began to stop, whatever the peer does. The connection is reset then."""
+    began to stop, whatever the peer does. The connection is reset then.
+
+    The head of a later request (the first has been read before) is the end of the input where it takes longer than
+    `head_seconds`; `in_head` says whether a part of one has come. Hypercorn's own deadline is that of idleness."""
 
     def __init__(
         self,
         stream: trio.SocketStream,
         *,
         first: bytes = b"",
+        in_head: Callable[[], bool] = lambda: False,
+        head_seconds: float = math.inf,
         stopping: Callable[[], bool],
         stall_seconds: float,
         stop_seconds: float,
@@ -74,6 +80,9 @@ class HttpStream:
         self.socket = stream.socket  # Hypercorn asks it for the addresses
         self._stream = stream
         self._first = first
+        self._in_head = in_head
+        self._head_seconds = head_seconds
+        self._head_due: float | None = None
         self._stopping = stopping
         self._stall_seconds = stall_seconds
         self._stop_seconds = stop_seconds
@@ -84,7 +93,14 @@ class HttpStream:
             size = max_bytes if max_bytes is not None else len(self._first)
             first, self._first = self._first[:size], self._first[size:]
             return first
-        return await self._stream.receive_some(max_bytes)
+        if not self._in_head():
+            self._head_due = None
+            return await self._stream.receive_some(max_bytes)
+        if self._head_due is None:
+            self._head_due = trio.current_time() + self._head_seconds
+        with trio.move_on_at(self._head_due):
+            return await self._stream.receive_some(max_bytes)
+        return b""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Raises trio.BrokenResourceError when the peer is gone or does not read, trio.ClosedResourceError when closed.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from scripts.benchmarks import audit, index, load
+from scripts.benchmarks import audit, channels, index, load, search
 from scripts.benchmarks.target import GENERATOR_CORE, Target, pin, target
 
 LOADS: dict[str, Callable[[Target], load.Figures]] = {
@@ -34,6 +36,35 @@ def measure_load(name: str, url: str | None, runs: int) -> list[load.Figures]:
     with target(url, **settings) as where:
         LOADS[name](where)
         return [LOADS[name](where) for _ in range(runs)]
+
+
+def measure_channels(url: str | None, runs: int) -> list[load.Figures]:
+    """The list over the socket, and, where the database is ours to fill, beside the original's plan."""
+    from tests.support.postgres import PostgresServer
+
+    compared: list[load.Figures] = [{}] * runs
+    if url is None:
+        # Before the generator is put on one core: the database would inherit it, and share it with the app.
+        server = PostgresServer()
+        gc.freeze()  # as the relay does when it has started
+        try:
+            compared = trio.run(partial(channels.run, server.dsn(server.create_database()), runs=runs + 1))[1:]
+        finally:
+            server.stop()
+    served = measure_load("channels", url, runs)
+    return [{**over_socket, **beside} for over_socket, beside in zip(served, compared, strict=True)]
+
+
+def measure_search(url: str | None, runs: int) -> list[load.Figures]:
+    from tests.support.postgres import PostgresServer
+
+    if url is not None:
+        raise SystemExit("search: measures on a database of its own, which it fills, not a running relay")
+    server = PostgresServer()
+    try:
+        return trio.run(partial(search.run, server.dsn(server.create_database()), runs=runs + 1))[1:]
+    finally:
+        server.stop()
 
 
 def measure_audit(url: str | None, runs: int) -> list[load.Figures]:
@@ -78,7 +109,7 @@ def show(benchmark: str, result: Result, baseline: Result | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("benchmark", choices=[*LOADS, "audit", "index", "driver", "all"])
+    parser.add_argument("benchmark", choices=[*LOADS, "search", "audit", "index", "driver", "all"])
     parser.add_argument("--url", help="ws:// address of a running relay; default: start one on a core of its own")
     parser.add_argument("--runs", type=int, default=5, help="runs that count, after one warm-up (default 5)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -91,11 +122,15 @@ def main() -> None:
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     saved = json.loads(options.baseline.read_text())["results"] if options.baseline else {}
-    names = [*LOADS, "audit", "index"] if options.benchmark == "all" else [options.benchmark]
+    names = [*LOADS, "search", "audit", "index"] if options.benchmark == "all" else [options.benchmark]
     results = {}
     for name in names:
         if name == "audit":
             figures = measure_audit(options.url, options.runs)
+        elif name == "channels":
+            figures = measure_channels(options.url, options.runs)
+        elif name == "search":
+            figures = measure_search(options.url, options.runs)
         elif name == "index":
             figures = measure_index(options.url, options.runs)
         else:

@@ -71,7 +71,20 @@ async def test_a_key_alone(store: Any) -> None:
     assert found == Caller(key.public_hex, KNOWN_SCOPES, AuthMethod.PUBKEY)
     assert not found.is_proxy
     assert attempts("nip42") == before + 1
-    assert store.statements == []
+
+
+async def test_a_key_is_known_from_its_first_login(store: Any) -> None:
+    """Which costs one statement now and then, and no login where the store does not take it."""
+    authenticator, key = new_authenticator(store), new_key()
+    for _ in range(3):
+        assert isinstance(await authenticator.websocket(proof(key), challenge=CHALLENGE, now=NOW), Caller)
+    assert len(store.statements) == 1
+    assert await store.con.fetchval("SELECT encode(pubkey, 'hex') FROM users") == key.public_hex
+    refused = await authenticator.websocket(proof(new_key(), challenge="d" * 64), challenge=CHALLENGE, now=NOW)
+    assert isinstance(refused, AuthRefusal)
+    assert await store.con.fetchval("SELECT count(*) FROM users") == 1
+    store.pool.abort()
+    assert isinstance(await authenticator.websocket(proof(new_key()), challenge=CHALLENGE, now=NOW), Caller)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +294,7 @@ async def test_a_json_web_token_on_the_socket(store: Any, nursery: trio.Nursery)
         scopes = frozenset({"messages:read", "x:unknown"})
         assert found == Caller(key.public_hex, scopes, AuthMethod.OIDC, expires_at=NOW + 100)
     assert attempts("nip42") == before + 3
-    assert store.statements == []
+    assert await store.con.fetchval("SELECT encode(pubkey, 'hex') FROM users") == key.public_hex
 
 
 async def test_json_web_tokens_that_open_nothing(store: Any, nursery: trio.Nursery) -> None:

@@ -1,4 +1,7 @@
-"""How scripts/environment keeps the packages of the JavaScript client; npm itself is replaced by a shell function."""
+"""How scripts/environment keeps the packages of the JavaScript client, and gets Debian's programs for the tests.
+
+npm and apt-get themselves are replaced by shell functions.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,13 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepared(clone: Path, npm: str = NPM, command: str = "prepare_javascript") -> subprocess.CompletedProcess[str]:
+def prepared(
+    clone: Path, npm: str = NPM, command: str = "prepare_javascript", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["/bin/sh", "-c", f". {REPOSITORY}/scripts/environment; {npm}{command}"],
-        cwd=clone, capture_output=True, text=True, check=False, timeout=60, env={"PATH": "/usr/bin:/bin"},
+        cwd=clone, capture_output=True, text=True, check=False, timeout=60,
+        env={"PATH": f"{clone}/bin:/usr/bin:/bin", **environment},
     )  # fmt: skip
 
 
@@ -65,3 +71,55 @@ def test_the_lock_names_no_registry_and_every_hash():
     packages = {name: package for name, package in json.loads(text)["packages"].items() if name}
     assert "node_modules/nostr-tools" in packages
     assert all(package["integrity"].startswith("sha512-") for package in packages.values())
+
+
+SYSTEM = "prepare_system"
+
+
+def program(clone: Path, name: str, script: str) -> None:
+    """What the shell finds under this name before the real one."""
+    path = clone / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("there", "installed"),
+    [
+        ("false", "chromium nginx-light"),
+        ('[ "$1" = /usr/bin/chromium ]', "nginx-light"),
+        ('[ "$1" = /usr/sbin/nginx ]', "chromium"),
+        ("true", None),
+    ],
+)
+def test_programs_of_debian_are_installed_in_continuous_integration(clone: Path, there: str, installed: str | None):
+    program(clone, "id", "echo 0")
+    program(clone, "apt-get", f'echo "$*" >> {clone}/asked')
+    functions = f"is_program() {{ {there}; }}; "
+    assert prepared(clone, functions, SYSTEM).stdout == ""
+    assert not (clone / "asked").exists(), "and nowhere else"
+    done = prepared(clone, functions, SYSTEM, CI="true")
+    assert (done.returncode, done.stdout) == (0, "")
+    asked = (clone / "asked").read_text().splitlines() if installed else []
+    assert asked == ([] if installed is None else ["-q update", f"-qy install --no-install-recommends {installed}"])
+
+
+@pytest.mark.parametrize(("user", "said"), [("0", "the mirror is away\n"), ("1000", "")])
+def test_programs_that_cannot_be_installed_are_named(clone: Path, user: str, said: str):
+    program(clone, "id", f"echo {user}")
+    program(clone, "apt-get", "echo the mirror is away; exit 100")
+    done = prepared(clone, "is_program() { false; }; ", SYSTEM, CI="true")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{said}Not installed: chromium nginx-light" in done.stderr
+    assert ("the mirror" in done.stderr) == bool(said), "apt-get is not even asked"
+
+
+def test_a_missing_program_keeps_no_test_from_running(clone: Path):
+    program(clone, "id", "echo 1000")
+    functions = "prepare_python() { :; }; prepare_javascript() { :; }; is_program() { false; }; "
+    testing = prepared(clone, functions, "prepare_environment requirements-dev.lock", CI="true")
+    assert testing.returncode == 0
+    assert "Not installed" in testing.stderr
+    serving = prepared(clone, functions, "prepare_environment requirements.lock", CI="true")
+    assert (serving.returncode, serving.stderr) == (0, "")

@@ -14,8 +14,9 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from relay import metrics
-from relay.http import app
+from relay.http import app, values
 from relay.http.edge import Edge
+from tests.http.raw import ask
 from tests.support.http import Rig, new_key
 
 VARY = "origin, access-control-request-method, access-control-request-headers"
@@ -35,7 +36,8 @@ async def test_cors_stands_on_every_answer(rig: Rig, method: str, path: str, sta
     assert found.status == status
     assert found.headers["access-control-allow-origin"] == "*"
     assert found.headers["access-control-expose-headers"] == "*"
-    assert found.headers["vary"] == VARY
+    own = ", authorization, x-pubkey" if path.startswith("/api/") else ""
+    assert found.headers.getlist("vary") == [VARY + own]
 
 
 @pytest.mark.parametrize("path", ["/api/channels", "/", "/nowhere"])
@@ -60,6 +62,40 @@ async def test_listed_origins(rig: Rig) -> None:
         assert "access-control-allow-origin" not in other.headers
         assert other.headers["vary"] == VARY
         assert "access-control-allow-origin" not in (await rig.request(method, "/info", app=app)).headers
+
+
+@pytest.mark.parametrize("nobody", [",", " , ,"])
+async def test_a_list_that_names_no_origin_lets_none_in(
+    rig: Rig, nobody: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = rig.with_settings(cors_origins=nobody)
+    assert "names no origin" in capsys.readouterr().out
+    for method in ("GET", "OPTIONS"):
+        found = await ask(app, method, "/info", {"Origin": "https://a.example"})
+        assert found.status == 200
+        assert found.header("access-control-allow-origin") is None
+        assert found.header("access-control-expose-headers") is None
+        assert found.header("vary") == VARY
+
+
+async def test_no_value_is_every_origin(rig: Rig) -> None:
+    for empty in ("", "  "):
+        found = await ask(rig.with_settings(cors_origins=empty), "GET", "/info", {"Origin": "https://a.example"})
+        assert found.header("access-control-allow-origin") == "*"
+
+
+@pytest.mark.parametrize("origins", ["", "https://a.example"])
+async def test_a_route_may_let_every_origin_in(rig: Rig, origins: str) -> None:
+    """One value, whatever the relay would have said; and what the route varies by is told in the same header."""
+    app = rig.with_settings(cors_origins=origins)
+
+    async def own() -> Response:
+        return Response(b"", 200, {"Access-Control-Allow-Origin": "*", "Vary": "Accept"})
+
+    app.add_url_rule("/own", view_func=own)
+    found = await ask(app, "GET", "/own", {"Origin": "https://b.example"})
+    assert found.header("access-control-allow-origin") == "*"
+    assert found.header("vary") == f"{VARY}, Accept"
 
 
 async def test_unknown_paths_and_methods_have_no_body(rig: Rig) -> None:
@@ -109,6 +145,30 @@ async def test_a_body_that_does_not_come(rig: Rig) -> None:
     assert await response.get_json() == {"error": "request body did not arrive in time"}
 
 
+@pytest.mark.parametrize("chunks", [0, 3])
+async def test_a_body_that_comes_too_slowly(rig: Rig, monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
+    """The time for the whole is not over, but no body as slow as this could be a large one."""
+    monkeypatch.setattr(values, "BODY_GRACE_SECONDS", 0.1)
+    client = rig.app.test_client(use_cookies=False)
+    async with client.request("/api/events", method="POST", headers={"Transfer-Encoding": "chunked"}) as connection:
+        for _ in range(chunks):
+            await connection.send(b"x")
+    response = await connection.as_response()
+    assert response.status_code == 408
+
+
+async def test_a_body_that_keeps_the_floor_may_take_its_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "BODY_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(values, "BODY_BYTES_PER_SECOND", 100)
+    client = rig.app.test_client(use_cookies=False)
+    async with client.request("/api/events", method="POST", headers={"Transfer-Encoding": "chunked"}) as connection:
+        for _ in range(4):
+            await connection.send(b"x" * 100)
+            await trio.sleep(0.05)
+        await connection.send_complete()
+    assert (await connection.as_response()).status_code == 401
+
+
 async def test_requests_are_counted_by_route_and_caller(rig: Rig) -> None:
     hide = "/api/dms/{channel_id}/hide"
     before = counted(hide, 401), counted("/info"), counted("/info", caller="mesh_1-a")
@@ -120,6 +180,54 @@ async def test_requests_are_counted_by_route_and_caller(rig: Rig) -> None:
     assert (counted(hide, 401), counted("/info"), counted("/info", caller="mesh_1-a")) == (
         before[0] + 1, before[1] + 3, before[2] + 1,
     )  # fmt: skip
+
+
+async def test_every_route_is_counted_under_its_pattern(rig: Rig) -> None:
+    """Whatever stands in the path: one label for each route, and none for each channel."""
+    rules = [rule for rule in rig.app.url_map.iter_rules() if not rule.rule.startswith(("/_", "/health"))]
+    assert len(rules) >= 8
+    for rule in rules:
+        method = next(iter(sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})))
+        path = re.sub(r"<[^>]*>", "7e57ab1e", rule.rule)
+        await ask(rig.app, method, path)
+        pattern = re.sub(r"<(?:[^:>]*:)?([^>]*)>", r"{\1}", rule.rule)
+        assert pattern in actions(), path
+    assert not [action for action in actions() if "7e57ab1e" in action or "<" in action]
+
+
+def actions() -> set[str]:
+    names = metrics.REGISTRY.collect()
+    return {s.labels["action"] for metric in names if metric.name == "http_requests" for s in metric.samples}
+
+
+async def test_head_is_answered_wherever_get_is(rig: Rig) -> None:
+    """Same status, same headers, no body; and only there."""
+    for rule in rig.app.url_map.iter_rules():
+        path = re.sub(r"<[^>]*>", "7e57ab1e", rule.rule)
+        head = await ask(rig.app, "HEAD", path)
+        assert head.body == b"", path
+        if "GET" in (rule.methods or ()):
+            whole = await ask(rig.app, "GET", path)
+            assert (head.status, head.headers) == (whole.status, whole.headers), path
+        elif "GET" not in (head.header("allow") or "GET"):
+            assert head.status == 405, path
+
+
+async def test_no_route_bears_a_slash_too_many(rig: Rig) -> None:
+    for rule in rig.app.url_map.iter_rules():
+        path = re.sub(r"<[^>]*>", "7e57ab1e", rule.rule)
+        if path == "/":
+            continue
+        encoded = path[0] + path[1:].replace("/", "%2f", 1)
+        for wrong in (path + "/", "/" + path, path.replace("/", "//"), *([encoded] if encoded != path else [])):
+            found = await ask(rig.app, "GET", wrong)
+            assert (found.status, found.body) == (404, b""), wrong
+
+
+async def test_an_encoded_letter_is_the_letter(rig: Rig) -> None:
+    assert (await ask(rig.app, "GET", "/%69nfo")).status == 200
+    assert (await ask(rig.app, "GET", "/info%00")).status == 404
+    assert (await ask(rig.app, "GET", "/%2e%2e/info")).status == 404
 
 
 async def test_invented_callers_do_not_fill_the_memory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +365,12 @@ async def test_over_a_real_port(rig: Rig) -> None:
             assert (head.status_code, head.content) == (200, b"")
             assert int(head.headers["content-length"]) > 100
             assert (await client.get("/crash")).status_code == 500
-            for path in ("/nowhere", "/api//channels"):
+            tag = (await client.get("/info")).headers["etag"]
+            for method in ("GET", "HEAD"):
+                same = await client.request(method, "/info", headers={"If-None-Match": tag})
+                assert (same.status_code, same.content) == (304, b"")
+                assert "content-length" not in same.headers
+            for path in ("/nowhere", "/api//channels", "//api/channels", "/api%2Fchannels"):
                 missing = await client.get(path)
                 assert (missing.status_code, missing.content) == (404, b""), path
                 assert "content-type" not in missing.headers

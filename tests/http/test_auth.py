@@ -110,7 +110,10 @@ async def test_a_header_that_is_no_key(rig: Rig, value: str) -> None:
 
 PROXY = [
     "Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Whatever", "Via",
-    "X-Real-IP", "X-Envoy-Downstream-Service-Cluster",
+    "X-Real-IP", "X-Envoy-Downstream-Service-Cluster", "X-Original-URL", "X-Client-IP", "X-Cluster-Client-IP",
+    "X-NginX-Proxy", "X-ProxyUser-Ip", "X-Scheme", "X-Remote-User", "X-Amzn-Trace-Id", "X-Azure-ClientIP",
+    "CF-Connecting-IP", "CF-Ray", "CDN-Loop", "True-Client-IP", "Fly-Client-IP", "Fastly-Client-IP", "Remote-User",
+    "Proxy-Connection", "SSL-Client-Cert",
 ]  # fmt: skip
 
 
@@ -126,6 +129,10 @@ PROXY = [
         ({}, {"client": ("::ffff:192.0.2.1", 5)}, {}),
         ({}, {"client": ("<local>", 5)}, {}),
         ({}, {"server": ("/run/relay.sock", None)}, {}),
+        ({}, {"http_version": "1.0"}, {}),
+        ({}, {"http_version": "0.9"}, {}),
+        ({}, {}, {"Connection": "close"}),
+        ({}, {}, {"Connection": "TE, Close"}),
         ({}, {}, {"Host": "rebound.example:3000"}),
         ({}, {}, {"Host": "127.0.0.1.example"}),
         ({}, {}, {"Host": "[::1"}),
@@ -152,6 +159,8 @@ async def test_each_condition_of_the_header(
         ({"client": ("127.9.8.7", 5)}, {}),
         ({"client": ("::1", 5), "server": ("::1", 3000)}, {"Host": "[::1]:3000"}),
         ({"client": ("::ffff:127.0.0.1", 5)}, {}),
+        ({}, {"Connection": "keep-alive"}),
+        ({"http_version": "2"}, {}),
         ({}, {"Origin": "tauri://localhost"}),
         ({}, {"Origin": "http://tauri.localhost"}),
         ({}, {"Origin": "http://localhost:1420", "Host": "localhost:3000"}),
@@ -174,7 +183,7 @@ async def test_a_store_that_fails_is_not_the_credentials_fault(rig: Rig) -> None
     token = await rig.mint(new_key(), ["channels:read"])
     rig.services.pool.abort()
     found = await rig.get("/api/channels", token=token)
-    assert (found.status, found.json) == (500, {"error": "internal server error"})
+    assert (found.status, found.json) == (503, {"error": "temporarily unavailable"})
 
 
 @pytest.mark.parametrize("required", [False, True])
@@ -188,6 +197,9 @@ async def test_a_json_web_token(rig: Rig, nursery: trio.Nursery, required: bool)
     denied = await rig.get("/api/dms", token=text, app=app)
     assert (denied.status, denied.json["message"]) == (403, "token missing required scope: messages:read")
     assert await rig.con.fetchval("SELECT count(*) FROM users WHERE pubkey = $1", bytes.fromhex(key.public_hex)) == 1
+    for scope, status in (("users:read", 201), ("messages:read", 403)):
+        minted = await rig.post("/api/tokens", token=text, app=app, json={"name": "n", "scopes": [scope]})
+        assert minted.status == status
     for wrong in (text[:-8] + "AAAAAAAA", provider.token(key.public_hex, aud="other"), provider.token(None), "x"):
         # Whoever shows a bearer token is measured by it, whatever else is there.
         answer = await rig.get("/api/channels", token=wrong, key=key, app=app)

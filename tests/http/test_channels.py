@@ -204,3 +204,38 @@ async def test_needs_a_caller_and_the_right(rig: Rig) -> None:
     assert (found.status, found.json) == (
         403, {"error": "insufficient_scope", "message": "token missing required scope: channels:read"},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        ("2024-01-02 03:04:05Z", "2024-01-02T03:04:05+00:00"),
+        ("2024-01-02 03:04:05.6Z", "2024-01-02T03:04:05.600+00:00"),
+        ("2024-01-02 03:04:05.000007Z", "2024-01-02T03:04:05.000007+00:00"),
+        ("2024-01-02 03:04:05.100010Z", "2024-01-02T03:04:05.100010+00:00"),
+        ("0001-01-01 00:00:00Z", "0001-01-01T00:00:00+00:00"),
+    ],
+)
+async def test_times_have_no_more_digits_than_they_need(rig: Rig, moment: str, text: str) -> None:
+    me = new_key()
+    await rig.channel(me)
+    await rig.con.execute(f"UPDATE channels SET created_at = '{moment}', archived_at = '{moment}'")
+    (row,) = (await rig.get("/api/channels", key=me)).json
+    assert (row["created_at"], row["archived_at"]) == (text, text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "1970-01-01T00:00:00+00:00"),
+        (-1, "1969-12-31T23:59:59+00:00"),
+        (2**32 - 1, "2106-02-07T06:28:15+00:00"),
+        (2**32, "2106-02-07T06:28:16+00:00"),
+        (-(2**62), "0001-01-01T00:00:00+00:00"),
+    ],
+)
+async def test_the_time_of_the_last_message(rig: Rig, seconds: int, text: str) -> None:
+    me = new_key()
+    await rig.message(await rig.channel(me), me, seconds)
+    (row,) = (await rig.get("/api/channels", key=me)).json
+    assert row["last_message_at"] == text

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from relay.http.values import rfc3339_seconds
 from relay.nostr.keys import SecretKey
 from tests.support.http import Rig, new_key
 
@@ -320,3 +321,33 @@ async def test_a_restricted_token_stays_within_its_channels(rig: Rig) -> None:
         assert (answer.status, answer.json) == (403, denied), path
     assert await rig.con.fetchval("SELECT count(*) FROM channels") == channels
     assert (await rig.post(f"/api/dms/{inside}/hide", token=token)).status == 204
+
+
+@pytest.mark.parametrize("dms", [0, 1, 20, 200])
+async def test_statements_do_not_grow_with_the_dms(rig: Rig, dms: int) -> None:
+    me = new_key()
+    await rig.con.execute(
+        "WITH made AS (INSERT INTO channels (name, channel_type, visibility, created_by) "
+        "SELECT 'DM', 'dm', 'private', $1 FROM generate_series(1, $2::int) RETURNING id) "
+        "INSERT INTO channel_members (channel_id, pubkey) SELECT id, key FROM made, unnest($3::bytea[]) AS key",
+        bytes.fromhex(me.public_hex), dms, [bytes.fromhex(me.public_hex), *(bytes([n]) * 32 for n in range(2))],
+    )  # fmt: skip
+    token = await rig.mint(me, ["messages:read"])
+    rig.statements.clear()
+    found = (await rig.get("/api/dms?limit=200", token=token)).json
+    assert len(found["dms"]) == dms
+    assert all(len(dm["participants"]) == 3 for dm in found["dms"])
+    assert len(rig.statements) == (3 if dms else 2), rig.statements
+
+
+async def test_an_expired_message_makes_no_dm_active(rig: Rig) -> None:
+    me, other = new_key(), new_key()
+    dm = (await opened(rig, me, other))["channel_id"]
+    now = int(time.time())
+    over = await rig.message(dm, other, now + 2000)
+    still = await rig.message(dm, other, now + 1000)
+    await rig.con.execute("UPDATE events SET expires_at = $2 WHERE id = $1", bytes.fromhex(over.id), now - 1)
+    await rig.con.execute("UPDATE events SET expires_at = $2 WHERE id = $1", bytes.fromhex(still.id), now + 5000)
+    expected = rfc3339_seconds(now + 1000)
+    assert (await rig.get("/api/dms", key=me)).json["dms"][0]["last_message_at"] == expected
+    assert (await rig.get("/api/channels", key=me)).json[0]["last_message_at"] == expected

@@ -9,7 +9,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, Refusal, RefusalClass
+from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, STORE_UNAVAILABLE, Refusal, RefusalClass
 from relay.http.refusals import from_refusal
 from tests.support.http import Rig, new_key, running, signed
 
@@ -112,6 +112,7 @@ async def test_the_end_of_the_relay(rig: Rig) -> None:
         (INTERNAL_ERROR, 500, "internal server error"),
         (Refusal("error: database error: secret", RefusalClass.ERROR), 500, "internal server error"),
         (SHUTTING_DOWN, 503, "shutting down"),
+        (STORE_UNAVAILABLE, 503, "temporarily unavailable"),
         (Refusal.invalid("x"), 400, "invalid: x"),
         (Refusal.auth("restricted: y"), 403, "restricted: y"),
         (Refusal("rate-limited: z", RefusalClass.LIMITED), 429, "rate-limited: z"),

@@ -13,6 +13,7 @@ from relay.http import readiness
 from relay.http.app import create_app
 from relay.http.health import create_health_app, create_metrics_app
 from relay.http.services import Readiness
+from tests.http.raw import ask
 from tests.support.http import Rig, new_key
 
 
@@ -70,9 +71,9 @@ async def test_readiness(rig: Rig, on_health_port: bool) -> None:
 
     assert await ask() == (200, {"status": "ready"})
     rig.ready = Readiness(postgres=True, audit=False)
-    assert await ask() == (503, {"status": "not_ready", "postgres": True, "redis": True, "audit": False})
+    assert await ask() == (503, {"status": "not_ready", "postgres": True, "redis": True, "audit": False, "pool": True})
     rig.ready = Readiness(postgres=False, audit=True)
-    assert await ask() == (503, {"status": "not_ready", "postgres": False, "redis": True, "audit": True})
+    assert await ask() == (503, {"status": "not_ready", "postgres": False, "redis": True, "audit": True, "pool": True})
     rig.stopping = True
     assert await ask() == (503, {"status": "shutting_down"})
 
@@ -88,14 +89,14 @@ async def test_a_probe_that_fails_or_hangs_is_not_ready(rig: Rig, monkeypatch: p
         app = create_app(replace(rig.services, readiness=probe))
         found = await rig.get("/_readiness", app=app)
         assert found.status == 503
-        assert found.json == {"status": "not_ready", "postgres": False, "redis": True, "audit": False}
+        assert found.json == {"status": "not_ready", "postgres": False, "redis": True, "audit": False, "pool": True}
 
 
 async def test_status_is_on_the_health_port_only(rig: Rig) -> None:
     found = await rig.get("/_status", app=create_health_app(rig.services))
     assert found.json == {"service": "relay", "version": __version__, "uptime_seconds": 12}
     assert (await rig.get("/_status")).status == 404
-    assert (await rig.get("/", app=create_health_app(rig.services))).status == 404
+    assert (await ask(create_health_app(rig.services), "GET", "/")).status == 404
 
 
 async def test_metrics_show_the_parts(rig: Rig) -> None:

@@ -13,7 +13,8 @@ from relay.nostr.event import Event
 from relay.nostr.filter import Filter
 from relay.query.conditions import Reach
 from relay.query.replay import Limits
-from relay.query.search import HITS_MAX, PLANNING, WORDS_MAX, hits, words
+from relay.query.search import HITS_MAX, PLANNING, hits
+from relay.query.words import WORDS_MAX, Word, words
 from tests.query.stock import AUTHORS, CHANNELS, NOW, START, Filed, store
 
 EVERYTHING = Reach(frozenset(CHANNELS))
@@ -57,12 +58,12 @@ async def find(
     ],
 )  # fmt: skip
 def test_words(text: str, expected: list[str]) -> None:
-    assert words(text) == expected
+    assert words(text) == [Word(word) for word in expected]
 
 
 def test_a_search_is_bounded() -> None:
     assert len(words(" ".join(str(number) for number in range(1000)))) == WORDS_MAX
-    assert len(words("x" * 5000)[0]) < 2000
+    assert len(words("x" * 5000)[0].text) < 2000
 
 
 # -- what is found -----------------------------------------------------------------------------------------------------
@@ -236,9 +237,9 @@ async def test_the_plan_follows_the_words(pool: Pool) -> None:
     async with pool.acquire() as con, con.transaction(readonly=True):
         await con.execute(PLANNING)
         for word, index in (("common", "events_newest"), ("rare", "events_search")):
-            arguments = (sorted(CHANNELS), NOW, word, 500, 500)
+            arguments = (sorted(CHANNELS), NOW, word, 500)
             rows = await con.fetch(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", *arguments)
             plan = "\n".join(row[0] for row in rows)
             assert index in plan, plan
-            assert "Seq Scan" not in plan, plan
+            assert "Seq Scan on events" not in plan, plan
     assert await pool.fetchval("SHOW plan_cache_mode") == "auto"

@@ -34,8 +34,8 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("query", "arguments"),
     [
-        (channel_list._LIST, (None, False, None, 1000)),
-        (dm_list._PAGE, (None, 51, None)),
+        (channel_list._LIST, (None, False, None, 1000, 0)),
+        (dm_list._PAGE, (None, 51, None, 0)),
     ],
 )
 async def test_neither_reads_all_events_or_all_members(

@@ -28,6 +28,7 @@ async def minted(con: Connection, text: str | None = None, expires_days: int | N
         channel_ids=[str(uuid4())],
         expires_days=expires_days,
     )
+    assert token is not None
     return text, token
 
 
@@ -92,3 +93,46 @@ async def test_newest_first(con: Connection) -> None:
     dead = await tokens.newest(con, with_dead=True)
     assert [(token.id, token.expired) for token in dead] == [(made[2], False), (made[1], True), (made[0], False)]
     assert [token.id for token in await tokens.newest(con, limit=1)] == [made[2]]
+
+
+async def test_who_asks_ends_only_his_own(con: Connection) -> None:
+    _, first = await minted(con)
+    _, second = await minted(con)
+    _, third = await minted(con)
+    stranger = "cd" * 32
+    assert await tokens.revoke(con, first.id, owner=stranger) is Revocation.UNKNOWN
+    assert await tokens.revoke(con, first.id, owner=OWNER) is Revocation.DONE
+    assert await tokens.revoke(con, first.id, owner=OWNER) is Revocation.ALREADY
+    assert await tokens.revoke_all(con, stranger) == []
+    assert await tokens.revoke_all(con, OWNER) == sorted([second.id, third.id])
+    assert await tokens.revoke_all(con, OWNER) == []
+    who = await con.fetch("SELECT DISTINCT encode(revoked_by, 'hex') FROM api_tokens")
+    assert [row[0] for row in who] == [OWNER]
+
+
+async def test_so_many_and_no_more(con: Connection) -> None:
+    await minted(con)
+    made = {"owner": OWNER, "name": "n", "scopes": [], "channel_ids": None, "expires_days": 1}
+    assert await tokens.mint(con, text=tokens.new_text(), active_max=1, **made) is None
+    assert await tokens.mint(con, text=tokens.new_text(), active_max=2, **made) is not None
+    assert await tokens.mint(con, text=tokens.new_text(), active_max=2, **made) is None
+    # Those that have expired are not counted.
+    await con.execute("UPDATE api_tokens SET expires_at = now() - interval '1 s' WHERE expires_at IS NOT NULL")
+    assert await tokens.mint(con, text=tokens.new_text(), active_max=2, **made) is not None
+
+
+async def test_memberships_are_of_channels_that_exist(con: Connection) -> None:
+    mine, left, other, deleted = (str(uuid4()) for _ in range(4))
+    key = bytes.fromhex(OWNER)
+    for channel_id in (mine, left, other, deleted):
+        await con.execute(
+            "INSERT INTO channels (id, name, visibility, created_by) VALUES ($1, 'c', 'open', $2)", channel_id, key
+        )
+        if channel_id != other:
+            await con.execute(
+                "INSERT INTO channel_members (channel_id, pubkey, role) VALUES ($1, $2, 'member')", channel_id, key
+            )
+    await con.execute("UPDATE channel_members SET removed_at = now() WHERE channel_id = $1", left)
+    await con.execute("UPDATE channels SET deleted_at = now() WHERE id = $1", deleted)
+    found = await tokens.memberships(con, OWNER, [mine, left, other, deleted, str(uuid4())])
+    assert found == {mine: True, left: False, other: False}

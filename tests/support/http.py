@@ -28,7 +28,10 @@ from relay.ingest.pipeline import Ingest
 from relay.nostr.event import Event, sign_event
 from relay.nostr.keys import SecretKey
 from relay.store import members, tokens, users
+from relay.websocket.guests import Guests
 from relay.websocket.limits import Limits
+from relay.websocket.shares import Shares
+from tests.support.contract import contract
 
 LOOPBACK = {"client": ("127.0.0.1", 50_000), "server": ("127.0.0.1", 3000)}
 
@@ -54,7 +57,7 @@ class Answer:
 
 @dataclass
 class Rig:
-    """`statements` grows with every Execute of the main pool."""
+    """`statements` grows with every Execute of the main pool. Every answer is held against the OpenAPI document."""
 
     services: Services
     app: QuartTrio
@@ -87,7 +90,9 @@ class Rig:
             data = orjson.dumps(json)
         client = (app or self.app).test_client(use_cookies=False)
         response = await client.open(path, method=method, headers=sent, data=data, scope_base=dict(scope))
-        return Answer(response.status_code, response.headers, await response.get_data())
+        body = await response.get_data()
+        contract().check(method, path, response.status_code, response.headers.get("Content-Type"), body)
+        return Answer(response.status_code, response.headers, body)
 
     async def get(self, path: str, **options: Any) -> Answer:
         return await self.request("GET", path, **options)
@@ -195,6 +200,8 @@ async def running(dsn: str, **changes: Any) -> AsyncIterator[Rig]:
             await trio.lowlevel.checkpoint()
             return rig.ready
 
+        limits = Limits(settings, ingest.note)
+        guests = Guests(limits, Shares(settings.pool_size_max, settings.pool_acquire_seconds))
         services = Services(
             settings=settings,
             pool=pool,
@@ -209,7 +216,9 @@ async def running(dsn: str, **changes: Any) -> AsyncIterator[Rig]:
             writes_refused=lambda: rig.refusing,
             uptime=lambda: 12.75,
             other_pools=(audit_pool,),
-            refuse_event=Limits(settings, ingest.note).refuse_event,
+            refuse_event=limits.refuse_event,
+            handling=guests.handling,
+            asking=guests.asking,
         )
         rig = Rig(services, create_app(services), con, statements)
         await nursery.start(audit.run)

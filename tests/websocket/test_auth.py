@@ -138,7 +138,6 @@ async def test_a_token_restricts_what_is_read(relay: RelayUnderTest) -> None:
     for event in events.values():
         await writer.publish(event)
     text = "sprout_" + "ab" * 32
-    await relay.core.pool.execute("INSERT INTO users (pubkey) VALUES ($1)", bytes.fromhex(ALICE.pubkey))
     await relay.core.pool.execute(
         "INSERT INTO api_tokens (token_hash, owner_pubkey, name, scopes, channel_ids) VALUES ($1, $2, 't', $3, $4)",
         tokens.digest(text),
