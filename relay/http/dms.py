@@ -17,6 +17,7 @@ from relay.access.scopes import MESSAGES_READ, MESSAGES_WRITE
 from relay.errors import Refusal
 from relay.http.auth import authenticate, permit_channel, services
 from relay.http.refusals import ApiError, from_refusal, json_response
+from relay.http.undecided import answered_in_time
 from relay.http.values import Query, json_object, rfc3339, rfc3339_seconds, strings
 from relay.ingest.dms import PARTICIPANTS_MAX, participant_hash
 from relay.nostr.ids import parse_uuid
@@ -128,7 +129,8 @@ async def _open(caller: Caller, others: set[str], note: str | None = None) -> Re
         existing = await dms.find(parts.pool, participant_hash({caller.pubkey, *others}))
         # A new channel would be outside of what the token was made for.
         permit_channel(caller, existing or "")
-    opened = await parts.ingest.open_dm(caller, sorted(others))
+    with answered_in_time():
+        opened = await parts.ingest.open_dm(caller, sorted(others))
     if isinstance(opened, Refusal):
         raise from_refusal(opened)
     people = (await dm_list.participants(parts.pool, [opened.channel_id])).get(opened.channel_id, ())

@@ -20,6 +20,7 @@ from relay.access.scopes import MESSAGES_READ, USERS_READ
 from relay.errors import Refusal, Refused
 from relay.http.auth import authenticate, services
 from relay.http.refusals import ApiError, from_refusal, json_response
+from relay.http.undecided import answered_in_time
 from relay.http.values import raw_body
 from relay.ingest.types import Door, Outcome, Route
 from relay.nostr import kinds
@@ -54,7 +55,8 @@ async def accept(body: bytes, caller: Caller) -> Response:
     limited = services().refuse_event(caller)
     if limited is not None:
         raise from_refusal(limited)
-    outcome = await _submit(event, caller)
+    with answered_in_time():
+        outcome = await _submit(event, caller)
     if outcome.refusal is not None:
         raise from_refusal(outcome.refusal)
     return json_response({"event_id": event.id, "accepted": outcome.accepted, "message": outcome.message})

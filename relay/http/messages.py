@@ -20,6 +20,7 @@ from relay.nostr.kinds import KIND_MAX
 from relay.nostr.numbers import parse_decimal
 from relay.store import message_list, places
 from relay.store.message_list import ListedMessage
+from relay.store.places import PAIR_ROWS
 
 PAGE: Final = 50
 PAGE_MAX: Final = 200
@@ -58,8 +59,9 @@ async def list_messages(channel_id: str) -> Response:
     )
     if rows is None:
         raise ApiError(403, NOT_A_MEMBER)
-    end, cursor = places.cut(rows, size)
-    messages = await written(_row(row, channel) for row in rows[:end])
+    complete, size = message_list.with_text(rows, size, PAIR_ROWS)
+    end, cursor = places.cut(complete, size)
+    messages = await written(_row(row, channel) for row in complete[:end])
     return json_response({"messages": messages, "next_cursor": cursor})
 
 

@@ -21,6 +21,7 @@ from relay.http.values import Query
 from relay.nostr.ids import parse_uuid
 from relay.nostr.kinds import P_GATED
 from relay.store import thread_list
+from relay.store.message_list import with_text
 from relay.store.thread_list import NotReadable, Reply, Root
 
 PAGE: Final = 100
@@ -53,7 +54,7 @@ async def show_thread(channel_id: str, event_id: str) -> Response:
     if root.channel_id != channel:
         raise _filed_elsewhere(root, known=root.channel_id is None or caller.may_enter(root.channel_id))
     size = PAGE if limit is None else min(limit, PAGE_MAX)
-    replies = await thread_list.replies(
+    found = await thread_list.replies(
         services().pool,
         channel,
         caller.pubkey,
@@ -63,6 +64,7 @@ async def show_thread(channel_id: str, event_id: str) -> Response:
         depth_limit=depth_limit,
         after=None if cursor is None else _place(cursor),
     )
+    replies, size = with_text(found, size, 1)
     return json_response(
         {
             "root": _root_row(root, channel),

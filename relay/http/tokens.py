@@ -17,6 +17,7 @@ from relay.http import minting
 from relay.http.auth import authenticate, authenticate_to_mint, services
 from relay.http.minting import Mint
 from relay.http.refusals import ApiError, NotWellFormed, from_refusal, json_response
+from relay.http.undecided import answered_in_time
 from relay.http.values import raw_body, rfc3339
 from relay.ingest.effects import Effect
 from relay.ingest.types import STORED, Outcome
@@ -34,7 +35,8 @@ async def mint_token() -> Response:
     wanted = minting.parse(body)
     caller = await authenticate_to_mint(body)
     mint = Mint(await minting.checked(wanted, caller))
-    outcome = await services().ingest.transact(mint, actor=caller.pubkey)
+    with answered_in_time():
+        outcome = await services().ingest.transact(mint, actor=caller.pubkey)
     if (problem := mint.problem()) is not None:
         raise problem
     if outcome.refusal is not None or not isinstance(mint.result, Token):
@@ -117,7 +119,8 @@ def _note(effect: Effect, token_id: str) -> None:
 
 
 async def _transact(apply: _Revoke | _RevokeAll, actor: str) -> None:
-    outcome = await services().ingest.transact(apply, actor=actor)
+    with answered_in_time():
+        outcome = await services().ingest.transact(apply, actor=actor)
     if outcome.refusal is not None:
         raise from_refusal(outcome.refusal)
 

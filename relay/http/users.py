@@ -15,6 +15,7 @@ from relay.access.scopes import USERS_READ, USERS_WRITE
 from relay.audit.entry import Action
 from relay.http.auth import authenticate, services
 from relay.http.refusals import ApiError, from_refusal, json_response
+from relay.http.undecided import answered_in_time
 from relay.http.values import Query, json_object, string, strings
 from relay.ingest.effects import Effect
 from relay.ingest.types import STORED, Outcome
@@ -92,7 +93,8 @@ async def set_channel_add_policy() -> Response:
     if policy not in users.ADD_POLICIES:
         raise ApiError(400, "channel_add_policy must be 'anyone', 'owner_only', or 'nobody'")
     change = SetPolicy(caller.pubkey, policy)
-    outcome = await services().ingest.transact(change, actor=caller.pubkey)
+    with answered_in_time():
+        outcome = await services().ingest.transact(change, actor=caller.pubkey)
     if outcome.refusal is not None:
         raise from_refusal(outcome.refusal)
     return json_response({"channel_add_policy": policy, "agent_owner_pubkey": change.owner})

@@ -9,6 +9,7 @@ that index letter by letter can use it, so it stands in every condition that doe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -17,6 +18,10 @@ from relay.query.words import RUN, Word, grams
 
 PREFIX_MIN: Final = 2
 """A last word of fewer characters is only itself: one letter begins too many words."""
+
+# A word that the parser may give as a whole and in parts. There is nothing to escape in it for a `tsquery`, which takes
+# no word above 2046 bytes.
+_COMPOUND: Final = re.compile(r"(?=.*[-/@])[^'\\\s]{2,400}")
 
 # What a word gives that is found by its text alone: as much as the parser's rank gives for a word that stands once.
 _CONTAINED_RANK: Final = "0.06"
@@ -47,11 +52,12 @@ class Terms:
             if word.pieces:
                 self._contained.append(_contained(word, parameters))
                 continue
-            phrase = f"phraseto_tsquery('simple', {parameters.add(word.text)}::text)"
+            parameter = parameters.add(word.text)
+            phrase = _phrase(parameter)
             if word is searched[-1] and len(word.text) >= PREFIX_MIN:
                 # Of a word and its beginning a rank counts one; who wrote the word itself is to come first.
                 self._exact.append(f"ts_rank(e.search, {phrase})")
-                phrase = _or_longer(phrase)
+                phrase = _or_longer(parameter, word.text)
             self._phrases.append(phrase)
 
     @property
@@ -92,14 +98,28 @@ class Terms:
         return f"({operator.join(self._phrases)})"
 
 
-def _or_longer(phrase: str) -> str:
-    """The phrase, or one whose last word begins like that of the phrase.
+def _or_longer(parameter: str, text: str) -> str:
+    """The phrase of a word, or one whose last word begins like that of the phrase.
 
     Both are asked for, although the second includes the first: the planner knows how common whole words are, and of
     beginnings only where it knows many words.
     """
+    phrase = _phrase(parameter)
+    beginnings = [f"{phrase}::text"]
+    if _COMPOUND.fullmatch(text):
+        # The parser gives `foo-bar` and addresses whole and in parts: where the last part is a beginning, so is the
+        # whole. But of `9f3c-11`, the beginning of such a word, it makes a word and a negative number.
+        begun = f"regexp_replace({phrase}::text, '([^''< ][-/][^'' ]*'')(?=.)', '\\1:*', 'g')"
+        unsigned = f"regexp_replace({begun}, '''-([^'']*'')$', '''\\1')"
+        # Of `alice@example.com` it gives the whole alone.
+        beginnings = [begun, unsigned, f"'''' || lower({parameter}::text) || ''''"]
     # Where the parser leaves nothing of a word, `:*` would stand alone and be an error.
-    return f"({phrase} || coalesce((nullif({phrase}::text, '') || ':*')::tsquery, {phrase}))"
+    longer = [f"coalesce((nullif({each}, '') || ':*')::tsquery, {phrase})" for each in beginnings]
+    return f"({' || '.join([phrase, *longer])})"
+
+
+def _phrase(parameter: str) -> str:
+    return f"phraseto_tsquery('simple', {parameter}::text)"
 
 
 def _contained(word: Word, parameters: Parameters) -> _Contained:

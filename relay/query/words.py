@@ -51,13 +51,14 @@ def words(text: str) -> list[Word]:
     """The words of a search, each once, without NIP-50's own `key:value` and what has neither letter nor digit."""
     found = dict.fromkeys(text[:TEXT_MAX].replace("\0", " ").split())
     usable = [word for word in found if any(map(str.isalnum, word)) and not _EXTENSION.fullmatch(word)]
-    return [Word(word, tuple(_pieces(word)) if _RUN.search(word) else ()) for word in usable[:WORDS_MAX]]
+    return [Word(word, _pieces(word)) for word in usable[:WORDS_MAX]]
 
 
-def _pieces(word: str) -> list[str]:
-    """The word without its punctuation: people quote, and put commas where others put none."""
-    spoken = (char if unicodedata.category(char)[0] in "LMN" else " " for char in word)
-    return "".join(spoken).split()
+def _pieces(word: str) -> tuple[str, ...]:
+    """The word without its punctuation: people quote, and put commas where others put none. None where only that is of
+    a script without blanks, as in `฿100`."""
+    spoken = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in word)
+    return tuple(spoken.split()) if _RUN.search(spoken) else ()
 
 
 def grams(piece: str) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -41,7 +41,8 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class ListedMessage:
-    """One row. `summary` is there where the message is part of a thread; `reactions` are (emoji, number), by emoji."""
+    """One row. `summary` is there where the message is part of a thread; `reactions` are (emoji, number), by emoji.
+    `signed_json` is empty where the page has no room for it any more, see `with_text`."""
 
     event_id: str
     created_at: int
@@ -88,6 +89,16 @@ LEFT JOIN LATERAL (
 PART_COLUMNS: Final = """
 p.threaded, p.reply_count, p.descendant_count, p.last_reply_at, answered.pubkeys, reacted.emojis, reacted.numbers"""
 
+# Of rows `p` with a window `w` in their order: what comes when the page is full comes without its text. Lengths are
+# known without reading what is stored out of line.
+TEXT_BYTES_MAX: Final = 8 << 20
+"""Of a page: with 500 of the largest events it would be 130 MB, and half a gigabyte on its way through the process."""
+TEXT_ROWS_MIN: Final = 8
+"""They come whatever their size, so that every page has one row and what `places.cut` has to see behind it."""
+TEXT: Final = f"""
+CASE WHEN row_number() OVER w <= {TEXT_ROWS_MIN} OR sum(octet_length(p.signed_json)) OVER w <= {TEXT_BYTES_MAX}
+     THEN p.signed_json END AS signed_json"""
+
 THREAD_COLUMNS: Final = """
 t.event_id IS NOT NULL AS threaded, t.reply_count, t.descendant_count,
 floor(extract(epoch FROM t.last_reply_at))::bigint AS last_reply_at"""
@@ -113,9 +124,10 @@ page AS MATERIALIZED (
 ), p AS MATERIALIZED (
     SELECT f.*, {THREAD_COLUMNS} FROM page f LEFT JOIN thread_metadata t ON t.event_id = f.id
 )
-SELECT EXISTS (SELECT 1 FROM readable) AS readable, encode(p.id, 'hex') AS id, p.created_at, p.signed_json,
+SELECT EXISTS (SELECT 1 FROM readable) AS readable, encode(p.id, 'hex') AS id, p.created_at, {TEXT},
        {PART_COLUMNS}
 FROM (VALUES (1)) always LEFT JOIN p ON true {REACTED} {ANSWERED.format(now="$3")}
+WINDOW w AS (ORDER BY p.created_at {{order}}, p.id)
 ORDER BY p.created_at {{order}}, p.id"""
 
 _NEWEST = _PAGE.format(order="DESC", kinds="")
@@ -165,7 +177,7 @@ async def page(
     if not rows[0]["readable"]:
         return None
     return [
-        ListedMessage(row["id"], row["created_at"], row["signed_json"], summary_of(row), reactions_of(row))
+        ListedMessage(row["id"], row["created_at"], row["signed_json"] or b"", summary_of(row), reactions_of(row))
         for row in rows
         if row["id"] is not None
     ]
@@ -178,6 +190,21 @@ async def _planned(db: Pool, seconds: float, statement: str, *arguments: Any) ->
             await con.execute(PLANNING)
             return await con.fetch(statement, *arguments)
     raise StatementTimeout(f"no answer within {seconds} s")
+
+
+class _Signed(Protocol):
+    @property
+    def signed_json(self) -> bytes: ...
+
+
+_Row = TypeVar("_Row", bound=_Signed)
+
+
+def with_text(rows: Sequence[_Row], limit: int, further: int) -> tuple[Sequence[_Row], int]:
+    """The rows that came with their text, and the size of the page that they make: as if the client had asked for so
+    few. `rows` are those for a page of `limit`, and up to `further` more."""
+    end = next((number for number, row in enumerate(rows) if not row.signed_json), None)
+    return (rows, limit) if end is None else (rows[:end], min(limit, end - further))
 
 
 def summary_of(row: Any) -> Summary | None:

@@ -94,8 +94,12 @@ async def up(con: Connection) -> list[str]:
     """Applies what is pending, each file in a transaction of its own, and returns the names applied.
 
     Raises:
-        MigrationError: An applied file was changed, or the database is newer than this version; nothing is applied.
+        MigrationError: An applied file was changed, or the database is newer than this version, or not in UTF8; nothing
+            is applied.
     """
+    if (encoding := await con.fetchval("SHOW server_encoding")) != "UTF8":
+        # Events hold any character; in another encoding some of them would be refused long after the start.
+        raise MigrationError(f"the database is encoded in {encoding}: create it with ENCODING 'UTF8' TEMPLATE template0")
     await con.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
     try:
         await con.execute(_TABLE)

@@ -15,6 +15,7 @@ from relay.store.message_list import (
     OVER,
     PART_COLUMNS,
     REACTED,
+    TEXT,
     THREAD_COLUMNS,
     Summary,
     reactions_of,
@@ -45,7 +46,7 @@ class Root:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. `parent` and `root` are event ids; `depth` 1 answers the root."""
+    """One answer. `parent` and `root` are event ids; `depth` 1 answers the root. `signed_json`: see `ListedMessage`."""
 
     event_id: str
     created_at: int
@@ -87,8 +88,10 @@ p AS MATERIALIZED (
     ORDER BY t.created_at, t.event_id LIMIT $8
 )
 SELECT encode(p.id, 'hex') AS id, p.created_at, encode(p.parent_event_id, 'hex') AS parent,
-       encode(p.root_event_id, 'hex') AS root, p.depth, p.broadcast, p.signed_json, reacted.emojis, reacted.numbers
+       encode(p.root_event_id, 'hex') AS root, p.depth, p.broadcast, {TEXT},
+       reacted.emojis, reacted.numbers
 FROM p {REACTED}
+WINDOW w AS (ORDER BY p.created_at, p.id)
 ORDER BY p.created_at, p.id"""
 
 
@@ -150,7 +153,7 @@ async def replies(
             row["root"],
             row["depth"],
             row["broadcast"],
-            row["signed_json"],
+            row["signed_json"] or b"",
             reactions_of(row),
         )
         for row in rows

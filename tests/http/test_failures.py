@@ -22,6 +22,7 @@ import trio
 from relay.asyncpg_trio import Pool, PoolTimeout, connect, errors
 from relay.asyncpg_trio.wire import SETTLE_SECONDS
 from relay.errors import StoreBusy, StoreGone
+from relay.http import undecided
 from relay.http.app import create_app
 from relay.store.outcome import PATIENCE_SECONDS
 from tests.asyncpg_trio.cluster import Cluster
@@ -30,6 +31,7 @@ from tests.support.http import Rig, new_key, signed
 from tests.support.launching import Launched, free_port, launched, reachable_dir
 
 UNAVAILABLE = {"error": "temporarily unavailable"}
+UNDECIDED = {"error": "undecided", "message": "the database did not say in time whether this was done"}
 STATEMENT_SECONDS = 1
 ACQUIRE_SECONDS = 0.5
 KEY = new_key()
@@ -184,7 +186,8 @@ async def until(condition: Callable[[], Any]) -> None:
 def is_refused(response: httpx2.Response) -> bool:
     assert response.headers["content-type"] == "application/json"
     assert "retry-after" in response.headers
-    return bool(response.status_code == 503 and list(response.json()) == ["error"])
+    # Whoever was at COMMIT when the database died hears that nobody knows.
+    return response.status_code == 503 and (response.json() in (UNAVAILABLE, UNDECIDED))
 
 
 async def create(client: httpx2.AsyncClient) -> tuple[str, httpx2.Response]:
@@ -352,3 +355,17 @@ async def test_a_pool_that_is_all_in_use(server: Server) -> None:
             }  # fmt: skip
             other.terminate()  # with its lock
         await recovered(client, readiness)
+
+
+async def test_a_write_that_nobody_can_tell_the_end_of(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(undecided, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(undecided, "_SPARE_SECONDS", 0.0)
+    app = rig.with_settings(statement_seconds=0.1)
+    key = new_key()
+    event = signed(key, 1, [], "hello")
+    async with rig.con.transaction():
+        await rig.con.execute("LOCK TABLE events")
+        found = await rig.post("/api/events", key=key, data=event.json, app=app)
+        assert (found.status, found.json, found.headers["retry-after"]) == (503, UNDECIDED, "2")
+    again = await rig.post("/api/events", key=key, data=event.json)
+    assert (again.status, again.json["accepted"], again.json["message"]) == (200, True, "duplicate:")

@@ -316,6 +316,28 @@ async def test_a_page_of_large_messages_lets_others_work(rig: Rig) -> None:
     assert turns >= 10
 
 
+@pytest.mark.parametrize("parameter", ["before", "since"])
+async def test_a_page_of_large_messages_is_shorter(rig: Rig, parameter: str) -> None:
+    """As many as 8 MiB hold; the cursor goes on behind them, and nothing is skipped."""
+    owner = new_key()
+    channel = await rig.channel(owner)
+    large = "x" * 1_000_000
+    events = [
+        await put(rig.con, owner, channel, content=f"{number} {large}", at=NOW + number // 8) for number in range(20)
+    ]
+    descending = parameter == "before"
+    expected = sorted(events, key=lambda event: (-event.created_at if descending else event.created_at, event.id))
+    cursor: int | None = NOW + 100 if descending else NOW - 100
+    seen: list[str] = []
+    while cursor is not None:
+        found = await rig.get(f"/api/channels/{channel}/messages?limit=200&{parameter}={cursor}", key=owner)
+        assert len(found.body) < 10 << 20
+        seen += [row["event_id"] for row in found.json["messages"]]
+        assert found.json["messages"]
+        cursor = found.json["next_cursor"]
+    assert seen == [event.id for event in expected]
+
+
 async def busy_channel(rig: Rig, owner: SecretKey, rows: int) -> tuple[str, list[Event]]:
     """A channel of so many messages, each with two answers and two reactions."""
     channel = await rig.channel(owner)

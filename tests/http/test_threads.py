@@ -235,6 +235,29 @@ async def test_that_an_event_exists_is_told_to_those_who_could_read_it(rig: Rig)
     assert (await show(rig, here, event.id, token=restricted)).json == unknown
 
 
+async def test_a_page_of_large_answers_is_shorter(rig: Rig) -> None:
+    """As many as 8 MiB hold, however many were asked for; the cursor goes on behind them."""
+    owner = new_key()
+    channel = await rig.channel(owner)
+    root = await put(rig.con, owner, channel, at=NOW - 100)
+    replies = [await answer(rig.con, owner, channel, root, at=NOW - 90 + number // 12) for number in range(20)]
+    await rig.con.execute(
+        "UPDATE events SET signed_json = convert_to(replace(convert_from(signed_json, 'UTF8'), '\"content\":\"', "
+        "'\"content\":\"' || repeat('x', 1000000)), 'UTF8') WHERE created_at > $1",
+        NOW - 100,
+    )
+    seen: list[str] = []
+    query = "?limit=500"
+    while query:
+        found = await show(rig, channel, root.id, query, key=owner)
+        assert len(found.body) < 10 << 20
+        assert found.json["replies"]
+        seen += [reply["event_id"] for reply in found.json["replies"]]
+        cursor = found.json["next_cursor"]
+        query = f"?limit=500&cursor={cursor}" if cursor else ""
+    assert seen == [reply.id for reply in sorted(replies, key=lambda each: (each.created_at, each.id))]
+
+
 @pytest.mark.parametrize("rows", [1, 20, 200])
 async def test_a_thread_costs_three_statements(rig: Rig, rows: int) -> None:
     owner = new_key()

@@ -59,6 +59,13 @@ def test_any_json_is_a_profile(metadata: object) -> None:
     assert profile.nip05_handle is None or profile.nip05_handle.endswith("@team.example")
 
 
+def test_a_name_is_kept_as_long_as_a_list_can_bear_it() -> None:
+    """Lists repeat it for each reaction and each DM; the rest of a profile stands once in an answer."""
+    profile = read_profile({"name": "é" * 256, "about": "a" * 70_000, "picture": "p" * 70_000}, "team.example")
+    assert profile.display_name == "é" * 255
+    assert (len(profile.about or ""), len(profile.avatar_url or "")) == (70_000, 70_000)
+
+
 async def test_of_two_contact_lists_in_one_second_the_lowest_id_stays(migrated_dsn: str) -> None:
     async with running_core(migrated_dsn) as core:
         now = at(0)

@@ -149,6 +149,42 @@ async def test_the_last_word_may_be_a_beginning(pool: Pool) -> None:
     assert await find(pool, stock, "a") == ["a deployed server"]
 
 
+@pytest.mark.parametrize(
+    ("whole", "shortest"),
+    [
+        ("9f3c-11ab", "9f3c-1"),
+        ("foo-barista-größe", "foo-b"),
+        ("9b1deb4d-3b7d-4bad-9bdd-2b0d7b3dcb6d", "9b1deb4d-3"),
+        ("PROJ-1234", "PROJ-1"),
+        ("2024-01-15", "2024-0"),
+        ("https://example.com/path/a-page?of=it", "https://example.c"),
+        ("src/relay/main.py", "src/r"),
+        ("alice@example.com", "alice@e"),
+    ],
+)
+async def test_every_beginning_of_a_word_in_parts(pool: Pool, whole: str, shortest: str) -> None:
+    """The parser cuts a beginning otherwise than the whole."""
+    stock = [said(f"see {whole} there", 1), said("11a 9f3c bar foo 9b1deb4d proj 2024 example.org src alice", 2)]
+    await store(pool, stock)
+    for end in range(len(shortest), len(whole) + 1):
+        assert await find(pool, stock, whole[:end]) == [stock[0].event.content], whole[:end]
+        assert await find(pool, stock, f"see {whole[:end].upper()}") == [stock[0].event.content], whole[:end]
+
+
+async def test_words_with_marks_are_never_an_error(pool: Pool) -> None:
+    """Of such a word the statement makes more of a query than PostgreSQL's own functions do."""
+    stock = [said("hello a-b/c@d")]
+    await store(pool, stock)
+    rng = random.Random(1)
+    for typed in (
+        "ü-" * 500,
+        "@" + "🙂x" * 500,
+        "-/@" * 300 + "x",
+        *("".join(rng.choices("-/@'\\\\ab1 .:*<>&|!()é", k=9)) for _ in range(300)),
+    ):
+        await find(pool, stock, typed)
+
+
 async def test_scores_and_names(pool: Pool) -> None:
     stock = [said("word", 1), said("word and much more", 2, None), said("東京", 3)]
     await store(pool, stock)

@@ -30,6 +30,7 @@ RUN_CHARACTER = re.compile(f"[{RUN}]")
             Word(word) for word in ("größe", "привет", "ελλάδα", "שלום", "سلام", "हिन्दी")
         ]),
         ("。、！", []),
+        ("฿100 ・x", [Word("฿100"), Word("・x")]),
     ],
 )  # fmt: skip
 def test_scripts_without_blanks_are_pieces(text: str, expected: list[Word]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import uuid
+
 import pytest
 import trio
 
@@ -32,6 +35,20 @@ async def test_several_nodes_start_at_once(empty_dsn: str) -> None:
         for _ in range(4):
             nursery.start_soon(start)
     assert len(applied) == len(migrations())
+
+
+async def test_a_database_in_another_encoding_stops_the_start(empty_dsn: str) -> None:
+    con = await connect(empty_dsn)
+    name = f"latin_{uuid.uuid4().hex[:8]}"
+    await con.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    try:
+        other = await connect(re.sub(r"/[^/?]*\?", f"/{name}?", empty_dsn, count=1))
+        with pytest.raises(MigrationError, match="the database is encoded in LATIN1"):
+            await up(other)
+        other.terminate()
+    finally:
+        await con.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        con.terminate()
 
 
 async def test_a_changed_file_stops_the_start(migrated_dsn: str) -> None:

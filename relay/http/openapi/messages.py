@@ -56,7 +56,7 @@ PATHS: Paths = {
             ),
             parameters=[
                 CHANNEL_ID,
-                query("limit", UNSIGNED, "Rows of a page: 50 if not given, at most 200."),
+                query("limit", UNSIGNED, "Rows of a page: 50 if not given, at most 200; fewer if very large."),
                 query("before", SIGNED, "Only what is older than this second; or a `next_cursor`."),
                 query("since", SIGNED, "Only what is newer than this second; or a `next_cursor`."),
                 query("kinds", STRING, "Only these kinds: numbers with commas between them."),

@@ -31,7 +31,11 @@ PATHS: Paths = {
                 CHANNEL_ID,
                 path("event_id", STRING, "The root's id, 64 hex digits of either case."),
                 query("depth_limit", UNSIGNED, "Only answers of at most this depth; 1 answers the root."),
-                query("limit", UNSIGNED, "Answers of a page: 100 if not given, at most 500."),
+                query(
+                    "limit",
+                    UNSIGNED,
+                    "Answers of a page: 100 if not given, at most 500; fewer if very large.",
+                ),
                 query("cursor", STRING, "The `next_cursor` of the page before."),
             ],
             answers={200: answer("The root, and a page of answers.", ref("Thread"))},

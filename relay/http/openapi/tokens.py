@@ -111,7 +111,7 @@ PATHS: Paths = {
             "listTokens",
             "List the caller's tokens",
             tag=_TAG,
-            description="Newest first, revoked and expired ones too: all that are active and the newest thousand.",
+            description="Newest first, dead ones too. Of more than a thousand the oldest dead ones are left out.",
             answers={200: answer("The tokens.", record({"tokens": array(ref("Token"))}))},
         ),
         "delete": operation(
