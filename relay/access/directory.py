@@ -18,6 +18,7 @@ from functools import partial
 
 from relay import metrics
 from relay.access.cache import MISS, CacheStatistics, TtlCache
+from relay.access.identity import Caller
 from relay.asyncpg_trio import Pool
 from relay.config import Settings
 from relay.store import channels, members
@@ -89,6 +90,15 @@ class Directory:
     async def accessible(self, pubkey: str) -> frozenset[str]:
         """Ids of all channels that the key may read: its own and the open ones."""
         return await self._accessible.get(pubkey, partial(members.accessible_channel_ids, self._pool, pubkey))
+
+    async def readable_now(self, caller: Caller) -> frozenset[str]:
+        """The channels that the caller may read, as its token lets it, as of the moment of the return, for what is then
+        shown without another wait: an answer that a removal has overtaken on its way here is not taken."""
+        while True:
+            generation = self.accessible_generation
+            found = await self.accessible(caller.pubkey)
+            if self.accessible_generation == generation:
+                return found if caller.channel_ids is None else found & caller.channel_ids
 
     @property
     def accessible_generation(self) -> int:

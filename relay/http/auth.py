@@ -25,7 +25,7 @@ from relay.audit.entry import Action
 from relay.config import LOOPBACK_HOSTS, Settings
 from relay.http.refusals import ApiError
 from relay.http.services import Services
-from relay.nostr.ids import parse_hex64
+from relay.nostr.ids import parse_hex64, parse_uuid
 from relay.nostr.keys import is_valid_pubkey
 from relay.nostr.nip98 import SCHEME
 from relay.store import tokens
@@ -91,6 +91,18 @@ def permit_channel(caller: Caller, channel_id: str) -> None:
     """Raises ApiError (403) where the caller's token is restricted to other channels."""
     if not caller.may_enter(channel_id):
         raise ApiError(403, "channel_not_permitted", NOT_PERMITTED)
+
+
+def permitted_channel(caller: Caller, text: str, refusal: str = "invalid channel UUID") -> str:
+    """The id of a channel that the caller's credential reaches; whether the caller may read it is asked with the rest.
+
+    Raises: ApiError (400 with this refusal, 403).
+    """
+    channel_id = parse_uuid(text)
+    if channel_id is None:
+        raise ApiError(400, refusal)
+    permit_channel(caller, channel_id)
+    return channel_id
 
 
 async def authenticate_to_mint(body: bytes) -> Caller:

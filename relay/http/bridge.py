@@ -76,10 +76,10 @@ async def query_events() -> Response:
     when_answered(request.scope, found.release)
     try:
         async with services().asking(caller, long=any(searched)):
-            accessible = await _readable(caller)
+            accessible = await services().directory.readable_now(caller)
             reach = _reach(caller, filters, accessible, search=any(searched))
             await (_search(filters, reach, found) if any(searched) else _stored(wanted, reach, found))
-            still = accessible & await _readable(caller)
+            still = accessible & await services().directory.readable_now(caller)
     except Refused as refused:
         raise from_refusal(refused.refusal) from None
     except AnswerTooLarge:
@@ -148,17 +148,6 @@ def _after(wanted: Filter, before_id: object) -> Cursor | None:
     return min(wanted.until, 2**63 - 1), bytes.fromhex(event_id)
 
 
-async def _readable(caller: Caller) -> frozenset[str]:
-    """The channels that the caller may read, as of the moment of the return: an answer that a removal has overtaken on
-    its way here is not taken."""
-    directory = services().directory
-    while True:
-        generation = directory.accessible_generation
-        found = await directory.accessible(caller.pubkey)
-        if directory.accessible_generation == generation:
-            return found if caller.channel_ids is None else found & caller.channel_ids
-
-
 def _reach(caller: Caller, filters: Sequence[Filter], accessible: frozenset[str], *, search: bool) -> Reach:
     channels = subscription_channels(filters)
     # A token that is bound to channels was not given for finding what stands outside of all of them.
@@ -186,12 +175,12 @@ async def _search(filters: Sequence[Filter], reach: Reach, found: Gathered) -> N
 async def _count(caller: Caller, filters: Sequence[Filter]) -> int:
     parts = services()
     while True:
-        accessible = await _readable(caller)
+        accessible = await parts.directory.readable_now(caller)
         asked = [
             (each, _reach(caller, filters, accessible, search=each.search is not None)) for each in filters
         ]  # fmt: skip
         number = await count(
             parts.pool, asked, now=int(time.time()), statement_seconds=parts.settings.statement_seconds
         )  # fmt: skip
-        if accessible <= await _readable(caller):
+        if accessible <= await parts.directory.readable_now(caller):
             return number

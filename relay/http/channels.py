@@ -13,12 +13,10 @@ from typing import Any
 
 from quart import Blueprint, Response
 
-from relay.access.identity import Caller
 from relay.access.scopes import CHANNELS_READ
-from relay.http.auth import NOT_A_MEMBER, authenticate, permit_channel, services
+from relay.http.auth import NOT_A_MEMBER, authenticate, permitted_channel, services
 from relay.http.refusals import ApiError, json_response
 from relay.http.values import U32_MAX, Query, rfc3339, rfc3339_seconds
-from relay.nostr.ids import parse_uuid
 from relay.store import channel_details, channel_list, dm_list
 from relay.store.channel_details import ChannelDetails
 from relay.store.channel_list import ListedChannel
@@ -52,7 +50,7 @@ async def list_channels() -> Response:
 @routes.get("/api/channels/<channel_id>")
 async def channel_detail(channel_id: str) -> Response:
     caller = await authenticate(CHANNELS_READ)
-    wanted = _permitted(caller, channel_id, "invalid channel_id")
+    wanted = permitted_channel(caller, channel_id, "invalid channel_id")
     found = await channel_details.details(services().pool, wanted, caller.pubkey)
     if found is None:
         raise ApiError(403, NOT_A_MEMBER)
@@ -64,7 +62,7 @@ async def list_members(channel_id: str) -> Response:
     """In the order in which they joined, a thousand at a time; `next_cursor` is null on the last page."""
     cursor = Query(("cursor",)).text("cursor")
     caller = await authenticate(CHANNELS_READ)
-    wanted = _permitted(caller, channel_id, "invalid channel_id")
+    wanted = permitted_channel(caller, channel_id, "invalid channel_id")
     after = None
     if cursor is not None and (after := channel_details.parse_cursor(cursor)) is None:
         raise ApiError(400, "invalid cursor")
@@ -88,7 +86,7 @@ async def list_members(channel_id: str) -> Response:
 async def read_canvas(channel_id: str) -> Response:
     """The newest one. It is by who signed it; one that the relay signed is by the first whom it names."""
     caller = await authenticate(CHANNELS_READ)
-    wanted = _permitted(caller, channel_id, "invalid channel UUID")
+    wanted = permitted_channel(caller, channel_id)
     parts = services()
     found = await channel_details.canvas(parts.pool, wanted, caller.pubkey, now=int(time.time()))
     if found is None:
@@ -98,18 +96,6 @@ async def read_canvas(channel_id: str) -> Response:
         return json_response({"content": None})
     named = canvas.first_named if canvas.pubkey == parts.relay_key.public_hex else None
     return json_response({"content": canvas.content, "updated_at": canvas.created_at, "author": named or canvas.pubkey})
-
-
-def _permitted(caller: Caller, text: str, refusal: str) -> str:
-    """The id of a channel that the caller's credential reaches; whether the caller may read it is asked with the rest.
-
-    Raises: ApiError (400 with this refusal, 403).
-    """
-    channel_id = parse_uuid(text)
-    if channel_id is None:
-        raise ApiError(400, refusal)
-    permit_channel(caller, channel_id)
-    return channel_id
 
 
 def _details(channel: ChannelDetails) -> dict[str, Any]:

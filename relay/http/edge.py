@@ -58,7 +58,10 @@ class Edge:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif len(scope["headers"]) > HEADER_LINES_MAX:
+            return
+        if scope.get("http_version", "").startswith("1.") and _has_body(scope):
+            receive, send = _telling_the_end(receive, send)
+        if len(scope["headers"]) > HEADER_LINES_MAX:
             await self._refuse(scope, send, 431, "too many request headers")
         elif _head_bytes(scope) > HEAD_BYTES_MAX:
             await self._refuse(scope, send, 431, "request head too large")
@@ -124,6 +127,35 @@ class Edge:
             if name.lower() == b"origin" and value in self._origins:
                 return [(_ALLOW_ORIGIN, value)]
         return []
+
+
+def _has_body(scope: MutableMapping[str, Any]) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
+            return True
+    return False
+
+
+def _telling_the_end(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """The same, with `Connection: close` in an answer that begins before the body of its request was read.
+
+    The server ends that connection, or the rest of the body would be taken for a request. A client that is not told
+    sends its next one into it, and cannot know afterwards whether it was heard.
+    """
+    read = False
+
+    async def receive_on() -> Message:
+        nonlocal read
+        message = await receive()
+        read = read or not message.get("more_body", False)
+        return message
+
+    async def send_on(message: Message) -> None:
+        if message["type"] == "http.response.start" and not read:
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return receive_on, send_on
 
 
 def _head_bytes(scope: MutableMapping[str, Any]) -> int:

@@ -11,11 +11,10 @@ from typing import Any, Final
 from quart import Blueprint, Response
 
 from relay.access.scopes import MESSAGES_READ
-from relay.http.auth import NOT_A_MEMBER, authenticate, permit_channel, services
+from relay.http.auth import NOT_A_MEMBER, authenticate, permitted_channel, services
 from relay.http.message_rows import event_row, reactions_row, summary_row, written
 from relay.http.refusals import ApiError, json_response
 from relay.http.values import U32_MAX, Query
-from relay.nostr.ids import parse_uuid
 from relay.nostr.kinds import KIND_MAX
 from relay.nostr.numbers import parse_decimal
 from relay.store import message_list, places
@@ -39,10 +38,7 @@ async def list_messages(channel_id: str) -> Response:
     limit, before, since = query.unsigned("limit"), query.signed("before"), query.signed("since")
     query.boolean("with_threads")  # the threads always come; what is no boolean is still refused
     caller = await authenticate(MESSAGES_READ)
-    channel = parse_uuid(channel_id)
-    if channel is None:
-        raise ApiError(400, "invalid channel UUID")
-    permit_channel(caller, channel)
+    channel = permitted_channel(caller, channel_id)
     kinds = _kinds(query.text("kinds"))
     size = PAGE if limit is None else min(limit, PAGE_MAX)
     parts = services()

@@ -57,7 +57,7 @@ async def _search(caller: Caller, wanted: Filter, channel_id: str | None) -> lis
     """Raises `Refused` and what the store raises."""
     parts = services()
     reach = Reach(
-        await _readable(caller),
+        await parts.directory.readable_now(caller),
         # A token that is bound to channels was not given for what stands outside of all of them.
         global_events=caller.channel_ids is None and channel_id is None,
         channels=None if channel_id is None else frozenset((channel_id,)),
@@ -72,13 +72,8 @@ async def _search(caller: Caller, wanted: Filter, channel_id: str | None) -> lis
             newest=wanted.search in _EVERYTHING,
         )
     # What the caller lost while the store was searching is not shown any more.
-    still = await _readable(caller)
+    still = await parts.directory.readable_now(caller)
     return [hit for hit in found if hit.row.channel_id is None or hit.row.channel_id in still]
-
-
-async def _readable(caller: Caller) -> frozenset[str]:
-    accessible = await services().directory.accessible(caller.pubkey)
-    return accessible if caller.channel_ids is None else accessible & caller.channel_ids
 
 
 def _hit(hit: Hit) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from typing import Any, Final
 from quart import Blueprint, Response
 
 from relay.access.scopes import MESSAGES_READ
-from relay.http.auth import NOT_A_MEMBER, authenticate, permit_channel, services
+from relay.http.auth import NOT_A_MEMBER, authenticate, permitted_channel, services
 from relay.http.hex_values import hex_bytes
 from relay.http.message_rows import event_row, reactions_row, summary_row, written
 from relay.http.refusals import ApiError, json_response
 from relay.http.values import Query
-from relay.nostr.ids import parse_uuid
 from relay.nostr.kinds import P_GATED
 from relay.store import thread_list
 from relay.store.message_list import with_text
@@ -38,10 +37,7 @@ async def show_thread(channel_id: str, event_id: str) -> Response:
     query = Query(("depth_limit", "limit", "cursor"))
     depth_limit, limit, cursor = query.unsigned("depth_limit"), query.unsigned("limit"), query.text("cursor")
     caller = await authenticate(MESSAGES_READ)
-    channel = parse_uuid(channel_id)
-    if channel is None:
-        raise ApiError(400, "invalid channel UUID")
-    permit_channel(caller, channel)
+    channel = permitted_channel(caller, channel_id)
     named, now = hex_bytes(event_id), int(time.time())
     try:
         root = await thread_list.root(services().pool, channel, caller.pubkey, named or b"", now=now)

@@ -57,11 +57,11 @@ async def list_tokens() -> Response:
     return json_response({"tokens": [_described(token) for token in found]})
 
 
-@routes.delete("/api/tokens/<token_id>")
-async def revoke_token(token_id: str) -> Response:
-    canonical = parse_uuid(token_id)
+@routes.delete("/api/tokens/<id>")
+async def revoke_token(id: str) -> Response:  # noqa: A002  # the route's pattern is a label of the metrics
+    canonical = parse_uuid(id)
     if canonical is None:
-        text = f"Invalid URL: Cannot parse `id` with value `{token_id}`: UUID parsing failed: not a UUID"
+        text = f"Invalid URL: Cannot parse `id` with value `{id}`: UUID parsing failed: not a UUID"
         raise NotWellFormed(400, text)
     caller = await authenticate()
     revoke = _Revoke(canonical)

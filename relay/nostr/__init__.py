@@ -12,8 +12,14 @@ a function, and the same code serves the socket, the HTTP door and the command l
     filter    filters: parse, match, which channels a subscription is about
     messages  client messages in, relay frames out
     session   what a connection may do before and after it authenticated
-    nip42     the proof in an AUTH event
+    nip10     whom an event answers
     nip11     the relay information document
+    nip40     when an event expires
+    nip42     the proof in an AUTH event
+    nip98     the proof that its author sends an HTTP request
+    imeta     tags that describe files (NIP-92)
+    diff      diffs as messages (kind 40008)
+    numbers   whole numbers as tags write them
 
 Everything raised here derives from `relay.errors.ProtocolError`.
 """

@@ -99,7 +99,9 @@ async def up(con: Connection) -> list[str]:
     """
     if (encoding := await con.fetchval("SHOW server_encoding")) != "UTF8":
         # Events hold any character; in another encoding some of them would be refused long after the start.
-        raise MigrationError(f"the database is encoded in {encoding}: create it with ENCODING 'UTF8' TEMPLATE template0")
+        raise MigrationError(
+            f"the database is encoded in {encoding}: create it with ENCODING 'UTF8' TEMPLATE template0"
+        )
     await con.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
     try:
         await con.execute(_TABLE)

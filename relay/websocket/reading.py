@@ -59,14 +59,8 @@ async def readable(session: Session, caller: Caller) -> frozenset[str]:
 
 
 async def still_readable(session: Session, caller: Caller) -> frozenset[str]:
-    """The same as of the moment of the return, for what is then shown without another wait: an answer that a removal
-    has overtaken on its way here is not taken. Raises as `readable`."""
-    directory = session.services.directory
-    while True:
-        generation = directory.accessible_generation
-        found = await readable(session, caller)
-        if directory.accessible_generation == generation:
-            return found
+    """The same as of the moment of the return: see `Directory.readable_now`. Raises as `readable`."""
+    return await session.services.directory.readable_now(caller)
 
 
 def failure_text(error: Exception, what: str) -> str:

@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from relay.access.directory import Directory
+from relay.access.identity import AuthMethod, Caller
 from relay.asyncpg_trio.errors import PoolClosed
 from relay.config import Settings
 from relay.store import members
@@ -166,3 +167,27 @@ async def test_a_store_that_fails_is_not_remembered(store: Any) -> None:
         with pytest.raises(PoolClosed):
             await call
     assert directory.statistics().channels.entries == 0
+
+
+async def test_what_is_readable_now_is_not_what_a_removal_has_overtaken(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list is read before the removal and arrives after it."""
+    directory, lost, kept = new_directory(store), await new_channel(store), await new_channel(store)
+    load, loads = members.accessible_channel_ids, 0
+
+    async def overtaken(*args: Any) -> frozenset[str]:
+        nonlocal loads
+        loads += 1
+        found = await load(*args)
+        if loads == 1:
+            assert found == {lost, kept}
+            removed = "UPDATE channel_members SET removed_at = now() WHERE channel_id = $1"
+            await store.con.execute(removed, lost)
+            directory.invalidate_membership(lost, OWNER)
+        return found
+
+    monkeypatch.setattr(members, "accessible_channel_ids", overtaken)
+    caller = Caller(OWNER, frozenset(), AuthMethod.API_TOKEN, channel_ids=frozenset({lost, kept, str(uuid4())}))
+    assert await directory.readable_now(caller) == {kept}
+    assert loads == 2

@@ -151,12 +151,7 @@ async def test_statements_do_not_grow_with_the_dms(rig: Rig, dms: int, with_toke
     me = new_key()
     token = await rig.mint(me, ["channels:read"]) if with_token else None
     await rig.channel(me)
-    await rig.con.execute(
-        "WITH made AS (INSERT INTO channels (name, channel_type, visibility, created_by) "
-        "SELECT 'DM', 'dm', 'private', $1 FROM generate_series(1, $2::int) RETURNING id) "
-        "INSERT INTO channel_members (channel_id, pubkey) SELECT id, key FROM made, unnest($3::bytea[]) AS key",
-        bytes.fromhex(me.public_hex), dms, [bytes.fromhex(me.public_hex), *(bytes([n]) * 32 for n in range(2))],
-    )  # fmt: skip
+    await rig.dms(me, dms)
     rig.statements.clear()
     found = await rig.get("/api/channels", key=None if with_token else me, token=token)
     assert len(found.json) == dms + 1

@@ -326,12 +326,7 @@ async def test_a_restricted_token_stays_within_its_channels(rig: Rig) -> None:
 @pytest.mark.parametrize("dms", [0, 1, 20, 200])
 async def test_statements_do_not_grow_with_the_dms(rig: Rig, dms: int) -> None:
     me = new_key()
-    await rig.con.execute(
-        "WITH made AS (INSERT INTO channels (name, channel_type, visibility, created_by) "
-        "SELECT 'DM', 'dm', 'private', $1 FROM generate_series(1, $2::int) RETURNING id) "
-        "INSERT INTO channel_members (channel_id, pubkey) SELECT id, key FROM made, unnest($3::bytea[]) AS key",
-        bytes.fromhex(me.public_hex), dms, [bytes.fromhex(me.public_hex), *(bytes([n]) * 32 for n in range(2))],
-    )  # fmt: skip
+    await rig.dms(me, dms)
     token = await rig.mint(me, ["messages:read"])
     rig.statements.clear()
     found = (await rig.get("/api/dms?limit=200", token=token)).json

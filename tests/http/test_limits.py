@@ -219,10 +219,23 @@ async def test_slow_bodies(relay: Launched) -> None:
 
 
 async def test_a_body_that_nobody_reads(relay: Launched) -> None:
-    """The answer does not wait for it, and what is left of it is not taken for the next request."""
+    """The answer does not wait for it, and what is left of it is not taken for the next request: the connection ends,
+    and the answer says so, for a client that would send its next request here."""
     sent = head("GET /info", "Content-Length: 40") + b"GET /_liveness HTTP/1.1"
     status, received = await status_of(relay, sent)
     assert (status, received.count(b"HTTP/1.1 ")) == (200, 1)
+    for line in ("GET /info", "POST /info", "POST /nothing", "OPTIONS /info", "POST /api/dms", "POST /%2F"):
+        for fields in ("Content-Length: 40", "Transfer-Encoding: chunked"):
+            status, received = await status_of(relay, head(line, fields))
+            assert status in (200, 404, 405, 415)
+            assert b"\r\nconnection: close\r\n" in received.lower(), line
+    # Where nothing is left, the connection goes on.
+    for fields, body in (("Content-Length: 2", b"{}"), ("Content-Length: 0", b""), ("X: y", b"")):
+        async with await dial(relay) as stream:
+            await stream.send_all(head("POST /api/events", fields) + body)
+            assert (await one_answer(stream))[0] == 401
+            await stream.send_all(head("GET /_liveness"))
+            assert await one_answer(stream) == (200, b"ok")
 
 
 # -- HTTP/2 -----------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ async def test_limits(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [("deploy", True), ("DEPLOY", True), ("depl", True), ("ploy", False), ("東京", True), ("東", True), ("京都", False),
-     ("deploy nothing", True), ("release2024", False), ("9f3c-11ab", True)],
+     ("deploy nothing", True), ("release2024", False), ("9f3c-11ab", True), ("9f3c-11", True)],
 )  # fmt: skip
 async def test_words_and_their_beginnings(rig: Rig, text: str, found: bool) -> None:
     me = new_key()

@@ -123,6 +123,18 @@ class Rig:
         )
         return text
 
+    async def dms(self, owner: SecretKey, number: int) -> None:
+        """So many direct messages of three, written straight into the tables."""
+        key = bytes.fromhex(owner.public_hex)
+        await self.con.execute(
+            "WITH made AS (INSERT INTO channels (name, channel_type, visibility, created_by) "
+            "SELECT 'DM', 'dm', 'private', $1 FROM generate_series(1, $2::int) RETURNING id) "
+            "INSERT INTO channel_members (channel_id, pubkey) SELECT id, key FROM made, unnest($3::bytea[]) AS key",
+            key,
+            number,
+            [key, bytes(32), bytes([1]) * 32],
+        )
+
     async def channel(
         self,
         owner: SecretKey,

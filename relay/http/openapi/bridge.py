@@ -27,6 +27,11 @@ _NIP98: Final = (
 )
 _TOO_LARGE: Final = "The body is larger than a message on the WebSocket may be."
 _BUSY: Final = "This key asks too often."
+_MAY_NOT_ASK: Final = (
+    "The token lacks the scope `messages:read`, the key may not come in at all, or a filter could show what is only "
+    "for its receiver (kinds 1059, 44100 and 44101; one that names neither `kinds` nor `ids` could) without `#p` "
+    "naming the caller."
+)
 
 _FILTER: Final[Schema] = {
     "type": "object",
@@ -74,7 +79,7 @@ PATHS: Paths = {
             body=_FILTERS,
             body_is_raw=True,
             answers={200: answer("The events.", array(ref("SignedEvent")))},
-            refusals={413: _TOO_LARGE, 429: _BUSY},
+            refusals={403: _MAY_NOT_ASK, 413: _TOO_LARGE, 429: _BUSY},
             problems=True,
         )
     },
@@ -89,7 +94,7 @@ PATHS: Paths = {
             body=_FILTERS,
             body_is_raw=True,
             answers={200: answer("The number.", record({"count": {**INTEGER, "minimum": 0}}))},
-            refusals={413: _TOO_LARGE, 429: _BUSY},
+            refusals={403: _MAY_NOT_ASK, 413: _TOO_LARGE, 429: _BUSY},
             problems=True,
         )
     },

@@ -90,7 +90,10 @@ PATHS: Paths = {
             "none, shown again if the caller had hidden it.",
             body=_PUBKEYS,
             answers=_opened(ref("OpenedDm")),
-            refusals={400: "The body is no JSON, or what it names are no people to write to."},
+            refusals={
+                400: "The body is no JSON, or what it names are no people to write to.",
+                403: "The token lacks the scope `messages:write`, or is restricted to other channels.",
+            },
         ),
     },
     "/api/dms/{channel_id}/members": {

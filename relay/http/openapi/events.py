@@ -77,7 +77,13 @@ SCHEMAS: dict[str, Schema] = {
         {
             "event_id": HEX64,
             "accepted": BOOLEAN,
-            "message": STRING | {"description": "Empty, or why nothing was stored: `duplicate:` and the like."},
+            "message": STRING
+            | {
+                "description": (
+                    "Empty; `channel: <id>` where the relay chose the id of a new channel; else why nothing was "
+                    "stored, such as `duplicate:`."
+                )
+            },
         }
     ),
 }

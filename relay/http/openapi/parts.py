@@ -93,7 +93,10 @@ _COMMON: Final[Mapping[int, str]] = {
     413: "The request has a body that is too large.",
     431: "The request has too many headers, or they are too large.",
     500: "Something is wrong inside the relay; its log says what.",
-    503: "The database is away or busy, or the relay is stopping. Nothing was done; try again.",
+    503: (
+        "The database is away or busy, or the relay is stopping. Nothing was done; try again. Only with the error "
+        "`undecided` it is not known whether a write was done; an event that is sent again is stored once."
+    ),
 }
 _BODY: Final[Mapping[int, str]] = {
     400: "The body cannot be read, or what it asks for makes no sense.",

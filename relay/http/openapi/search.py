@@ -35,7 +35,9 @@ PATHS: Paths = {
             parameters=[
                 query("q", STRING, "Words. Empty, absent or `*`: the newest messages."),
                 query("limit", {"type": "integer", "minimum": 0, "maximum": 2**32 - 1, "default": 20}, "At most 100."),
-                query("channel_id", UUID, "Only in this channel. One that the caller may not read has no hits."),
+                query(
+                    "channel_id", STRING, "Only in this channel, a UUID. One that the caller may not read has no hits."
+                ),
             ],
             answers={200: answer("What was found, newest first.", ref("SearchResult"))},
             refusals={429: "The key asks too often."},

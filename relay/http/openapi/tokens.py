@@ -85,7 +85,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }
 
-_TOKEN_ID: Final = path("token_id", UUID, "The id of one of the caller's tokens.")
+_TOKEN_ID: Final = path("id", STRING, "The token's UUID in any usual spelling.")
 
 PATHS: Paths = {
     "/api/tokens": {
@@ -122,7 +122,7 @@ PATHS: Paths = {
             answers={200: answer("How many this has ended.", record({"revoked_count": INTEGER}))},
         ),
     },
-    "/api/tokens/{token_id}": {
+    "/api/tokens/{id}": {
         "delete": operation(
             "revokeToken",
             "Revoke one of the caller's tokens",
