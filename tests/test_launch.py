@@ -86,7 +86,10 @@ async def test_a_signal_in_any_form_drains_and_ends_with_zero(databases):
                     relay.signal(number, target)
                     await trio.sleep(0.02)
                 code, seconds = await relay.exit()
-                assert (code, _stopped_with(relay)) == (0, [0]), relay.stderr.read_text()
+                # What Hypercorn's parent process ends with is its own: a second signal may meet it on its way out.
+                parents = form == "hypercorn -w 1" and times > 1
+                assert code == 0 or (parents and code == -number), (form, code, relay.stderr.read_text())
+                assert _stopped_with(relay) == [0], (form, relay.stderr.read_text())
                 assert seconds < BUDGET_SECONDS
                 assert relay.said("audit drain over")[0]["finished"]
 

@@ -3,7 +3,7 @@
 No server error, no status, content type or body that the document does not have, and no route that lets anybody in who
 shows a credential that is no good. The document is public, so this is also what anybody can do to a relay.
 
-`RELAY_SCHEMATHESIS_EXAMPLES` makes it longer: that many examples of each operation in each phase (10 without it), with
+`RELAY_SCHEMATHESIS_EXAMPLES` makes it longer: that many examples of each operation in each phase (5 without it), with
 another seed each time unless `RELAY_SCHEMATHESIS_SEED` says which.
 """
 
@@ -28,8 +28,8 @@ from tests.support.relay import fields
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = int(os.environ.get("RELAY_SCHEMATHESIS_EXAMPLES", "10"))
-SEED = os.environ.get("RELAY_SCHEMATHESIS_SEED", "1" if EXAMPLES == 10 else str(secrets.randbelow(10**9)))
+EXAMPLES = int(os.environ.get("RELAY_SCHEMATHESIS_EXAMPLES", "5"))
+SEED = os.environ.get("RELAY_SCHEMATHESIS_SEED", "1" if EXAMPLES == 5 else str(secrets.randbelow(10**9)))
 SECONDS = 120 + 10 * EXAMPLES
 # These two hold an API to "what the schema does not allow is refused, what it allows is taken": the contract demands
 # that unknown keys are ignored, and much depends on what is stored.
@@ -80,7 +80,7 @@ def prepare(address: str) -> tuple[dict[str, list[str]], str]:
         token = client.call("mintToken", signed_by(BOB), body=wanted)[1]["token"]
         token_id = client.call("mintToken", alice, body=wanted)[1]["id"]
     events = [said, answer, note]
-    known = {"channel_id": [channel_id, dm], "event_id": events, "id": events, "token_id": [token_id]}
+    known = {"channel_id": [channel_id, dm], "event_id": events, "id": [*events, token_id]}
     return known | {"pubkey": [ALICE.pubkey, BOB.pubkey], "before_id": events, "q": ["said", "Alice", "*"]}, token
 
 
@@ -114,7 +114,7 @@ async def test_nothing_breaks_and_nothing_is_undescribed(address: str, tmp_path:
         made = await explore(
             address, known, tmp_path, "-H", f"X-Pubkey: {ALICE.pubkey}", "--exclude-checks", f"{NOT_OURS},ignored_auth"
         )
-    assert made > 1000
+    assert made > 500
 
 
 async def test_a_bad_token_opens_nothing(address: str, tmp_path: Path):
