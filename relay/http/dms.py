@@ -16,6 +16,7 @@ from relay.access.identity import Caller
 from relay.access.scopes import MESSAGES_READ, MESSAGES_WRITE
 from relay.errors import Refusal
 from relay.http.auth import authenticate, permit_channel, services
+from relay.http.hex_values import hex_bytes
 from relay.http.refusals import ApiError, from_refusal, json_response
 from relay.http.undecided import answered_in_time
 from relay.http.values import Query, json_object, rfc3339, rfc3339_seconds, strings
@@ -80,13 +81,12 @@ async def add_members(channel_id: str) -> Response:
 async def list_dms() -> Response:
     """Last active first. `next_cursor` is the last item's id while there is more, then null."""
     query = Query(("limit", "cursor"))
-    limit, cursor = query.unsigned("limit"), query.text("cursor")
+    size, cursor = query.limit(PAGE, PAGE_MAX), query.text("cursor")
     caller = await authenticate(MESSAGES_READ)
     start = None
     if cursor is not None and (start := parse_uuid(cursor)) is None:
         raise ApiError(400, "invalid cursor format")
     pool = services().pool
-    size = PAGE if limit is None else min(limit, PAGE_MAX)
     page = await dm_list.page(
         pool, caller.pubkey, now=int(time.time()), cursor=start, limit=size, allowed=caller.channel_ids
     )
@@ -157,10 +157,7 @@ def _channel_id(text: str) -> str:
 
 def _pubkey(text: str) -> str:
     """32 bytes in hex of either case; whether they are a point on the curve is not asked, as in the original."""
-    try:
-        key = bytes.fromhex(text) if text.isascii() and not any(map(str.isspace, text)) else None
-    except ValueError:
-        key = None
+    key = hex_bytes(text)
     if key is None:
         raise ApiError(400, f"invalid pubkey hex: {text}")
     if len(key) != 32:

@@ -31,7 +31,7 @@ routes = Blueprint("feed", __name__)
 async def show_feed() -> Response:
     """All four categories are always there; those that `types` leaves out are empty and not asked for."""
     query = Query(("since", "limit", "types"))
-    since, limit, types = query.signed("since"), query.unsigned("limit"), query.text("types")
+    since, limit, types = query.signed("since"), query.limit(_LIMIT, _LIMIT_MAX), query.text("types")
     caller = await authenticate(MESSAGES_READ)
     now = int(time.time())
     if since is None or abs(since) > SECONDS_MAX:
@@ -42,7 +42,7 @@ async def show_feed() -> Response:
             services().pool,
             caller.pubkey,
             since=since,
-            limit=_LIMIT if limit is None else min(limit, _LIMIT_MAX),
+            limit=limit,
             categories=wanted,
             now=now,
             allowed=caller.channel_ids,

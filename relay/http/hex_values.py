@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from binascii import Error, unhexlify
+from binascii import unhexlify
 
 
 def hex_bytes(text: str) -> bytes | None:
     """The bytes that hex digits of either case write; None for anything else, blanks included."""
     try:
         return unhexlify(text)
-    except (Error, ValueError):  # ValueError: not ASCII
+    except ValueError:
         return None

@@ -35,12 +35,11 @@ async def list_messages(channel_id: str) -> Response:
     """Newest first; oldest first where `since` is given without `before`. `next_cursor` goes on as the one of the two
     that gave the order, and is null at the end."""
     query = Query(("limit", "before", "since", "with_threads", "kinds"))
-    limit, before, since = query.unsigned("limit"), query.signed("before"), query.signed("since")
+    size, before, since = query.limit(PAGE, PAGE_MAX), query.signed("before"), query.signed("since")
     query.boolean("with_threads")  # the threads always come; what is no boolean is still refused
     caller = await authenticate(MESSAGES_READ)
     channel = permitted_channel(caller, channel_id)
     kinds = _kinds(query.text("kinds"))
-    size = PAGE if limit is None else min(limit, PAGE_MAX)
     parts = services()
     rows = await message_list.page(
         parts.pool,

@@ -9,7 +9,6 @@ the audit entry, are in `Mint`.
 from __future__ import annotations
 
 import math
-from binascii import unhexlify
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +22,7 @@ from relay.access.minting import ACTIVE_MAX, NAME_BYTES_MAX, SELF_MINTABLE, Mint
 from relay.audit.entry import Action
 from relay.errors import Refusal
 from relay.http.auth import failed, services
+from relay.http.hex_values import hex_bytes
 from relay.http.refusals import ApiError
 from relay.http.values import U32_MAX
 from relay.ingest.effects import Effect, Ended
@@ -200,10 +200,9 @@ async def _channel_ids(wanted: Sequence[str] | None, caller: Caller) -> tuple[st
 def _owner(text: str, caller: Caller) -> str:
     if caller.method is not AuthMethod.NIP98:
         raise ApiError(403, "owner_pubkey can only be set via NIP-98 auth (bootstrap mint)")
-    try:
-        key = unhexlify(text)
-    except ValueError:
-        raise ApiError(400, "invalid owner_pubkey hex") from None
+    key = hex_bytes(text)
+    if key is None:
+        raise ApiError(400, "invalid owner_pubkey hex")
     if len(key) != 32:
         raise ApiError(400, "owner_pubkey must be 32 bytes (64 hex chars)")
     return key.hex()

@@ -30,11 +30,10 @@ routes = Blueprint("reactions", __name__)
 @routes.get("/api/messages/<event_id>/reactions")
 async def list_reactions(event_id: str) -> Response:
     query = Query(("limit", "cursor"))
-    limit, cursor = query.unsigned("limit"), query.text("cursor")
+    size, cursor = query.limit(PAGE, PAGE_MAX), query.text("cursor")
     caller = await authenticate(MESSAGES_READ)
     target = _event_id(event_id)
     after = None if cursor is None else _emoji(cursor)
-    size = PAGE if limit is None else min(limit, PAGE_MAX)
     found = await reaction_list.page(
         services().pool,
         target,

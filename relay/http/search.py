@@ -37,12 +37,12 @@ routes = Blueprint("search", __name__)
 async def search() -> Response:
     """Nothing that somebody types is an error: what has no words finds nothing, and no text at all the newest."""
     query = Query(("q", "limit", "channel_id"))
-    text, limit, channel = (query.text("q") or "").strip(), query.unsigned("limit"), query.text("channel_id")
+    text, limit, channel = (query.text("q") or "").strip(), query.limit(_LIMIT, _LIMIT_MAX), query.text("channel_id")
     caller = await authenticate(MESSAGES_READ)
     channel_id = None
     if channel is not None and (channel_id := parse_uuid(channel)) is None:
         raise ApiError(400, "invalid channel UUID")
-    wanted = Filter(search=text, limit=_LIMIT if limit is None else min(limit, _LIMIT_MAX))
+    wanted = Filter(search=text, limit=limit)
     try:
         found = await _search(caller, wanted, channel_id)
     except Refused as refused:

@@ -30,11 +30,10 @@ routes = Blueprint("social", __name__)
 async def list_notes(pubkey: str) -> Response:
     """Newest first. `next_cursor` holds the two parameters that the next page begins with; null on the last one."""
     query = Query(("limit", "before", "before_id"))
-    limit, seconds, text = query.unsigned("limit"), query.signed("before"), query.text("before_id")
+    size, seconds, text = max(1, query.limit(_PAGE, _PAGE_MAX)), query.signed("before"), query.text("before_id")
     await authenticate(MESSAGES_READ)
     author = _key(pubkey)
     before = _before(seconds, text)
-    size = _PAGE if limit is None else max(1, min(limit, _PAGE_MAX))
     found, more = await notes.page(services().pool, author, before=before, limit=size, now=int(time.time()))
     listed = [
         {"id": note.event_id, "pubkey": author, "created_at": note.created_at, "content": note.content}

@@ -35,7 +35,7 @@ routes = Blueprint("threads", __name__)
 async def show_thread(channel_id: str, event_id: str) -> Response:
     """The checks stand in the order of the contract: who may not read the channel is told nothing about the rest."""
     query = Query(("depth_limit", "limit", "cursor"))
-    depth_limit, limit, cursor = query.unsigned("depth_limit"), query.unsigned("limit"), query.text("cursor")
+    depth_limit, size, cursor = query.unsigned("depth_limit"), query.limit(PAGE, PAGE_MAX), query.text("cursor")
     caller = await authenticate(MESSAGES_READ)
     channel = permitted_channel(caller, channel_id)
     named, now = hex_bytes(event_id), int(time.time())
@@ -49,7 +49,6 @@ async def show_thread(channel_id: str, event_id: str) -> Response:
         raise ApiError(404, "event not found")
     if root.channel_id != channel:
         raise _filed_elsewhere(root, known=root.channel_id is None or caller.may_enter(root.channel_id))
-    size = PAGE if limit is None else min(limit, PAGE_MAX)
     found = await thread_list.replies(
         services().pool,
         channel,

@@ -17,7 +17,7 @@ from relay.http import minting
 from relay.http.auth import authenticate, authenticate_to_mint, services
 from relay.http.minting import Mint
 from relay.http.refusals import ApiError, NotWellFormed, from_refusal, json_response
-from relay.http.undecided import answered_in_time
+from relay.http.undecided import answered_in_time, transact
 from relay.http.values import raw_body, rfc3339
 from relay.ingest.effects import Effect
 from relay.ingest.types import STORED, Outcome
@@ -65,7 +65,7 @@ async def revoke_token(id: str) -> Response:  # noqa: A002  # the route's patter
         raise NotWellFormed(400, text)
     caller = await authenticate()
     revoke = _Revoke(canonical)
-    await _transact(revoke, caller.pubkey)
+    await transact(revoke, caller.pubkey)
     match revoke.result:
         case Revocation.ALREADY:
             raise ApiError(409, "already_revoked", "Token is already revoked")
@@ -82,7 +82,7 @@ async def revoke_tokens() -> Response:
     """All of the caller's tokens, the one that asks among them."""
     caller = await authenticate()
     revoke = _RevokeAll()
-    await _transact(revoke, caller.pubkey)
+    await transact(revoke, caller.pubkey)
     return json_response({"revoked_count": revoke.count})
 
 
@@ -116,13 +116,6 @@ class _RevokeAll:
 
 def _note(effect: Effect, token_id: str) -> None:
     effect.audit(Action.TOKEN_REVOKED, None, None, metadata={"token_id": token_id, "by": "http"})
-
-
-async def _transact(apply: _Revoke | _RevokeAll, actor: str) -> None:
-    with answered_in_time():
-        outcome = await services().ingest.transact(apply, actor=actor)
-    if outcome.refusal is not None:
-        raise from_refusal(outcome.refusal)
 
 
 def _described(token: Token) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Final
 import trio
 
 from relay.http.auth import services
-from relay.http.refusals import ApiError
+from relay.http.refusals import ApiError, from_refusal
+from relay.ingest.effects import Apply
 from relay.store.outcome import PATIENCE_SECONDS
 
 # Beyond what ingest itself takes to give up on a database that does not answer.
@@ -29,3 +30,11 @@ def answered_in_time() -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise ApiError(503, "undecided", UNDECIDED_TEXT)
+
+
+async def transact(apply: Apply, actor: str) -> None:
+    """A write that is no event, and its audit entry: see `Ingest.transact`. Raises ApiError for every no."""
+    with answered_in_time():
+        outcome = await services().ingest.transact(apply, actor=actor)
+    if outcome.refusal is not None:
+        raise from_refusal(outcome.refusal)

@@ -1,7 +1,7 @@
 """`/api/users`: profiles by key, many at once, the search for people, and who may add oneself to channels.
 
-A key is known from its first sign-in over HTTP, its first token or its first profile on. Names and handles come from
-kind 0 events; nothing here writes them.
+A key is known from its first sign-in through either door, its first token or its first profile on. Names and handles
+come from kind 0 events; nothing here writes them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from quart import Blueprint, Response
 from relay.access.scopes import USERS_READ, USERS_WRITE
 from relay.audit.entry import Action
 from relay.http.auth import authenticate, services
-from relay.http.refusals import ApiError, from_refusal, json_response
-from relay.http.undecided import answered_in_time
+from relay.http.hex_values import hex_bytes
+from relay.http.refusals import ApiError, json_response
+from relay.http.undecided import transact
 from relay.http.values import Query, json_object, string, strings
 from relay.ingest.effects import Effect
 from relay.ingest.types import STORED, Outcome
@@ -61,12 +62,11 @@ async def profiles() -> Response:
 async def search() -> Response:
     """People by a part of their name, handle or key; the best match first."""
     query = Query(("q", "limit"))
-    text, limit = query.required("q").strip(), query.unsigned("limit")
+    text, size = query.required("q").strip(), max(1, query.limit(_FOUND, _FOUND_MAX))
     await authenticate(USERS_READ)
     if len(text.encode()) > _TEXT_BYTES_MAX:
         # The text of the original, which counts bytes and says characters.
         raise ApiError(400, "search query too long (max 200 characters)")
-    size = _FOUND if limit is None else max(1, min(limit, _FOUND_MAX))
     found = await user_lookups.search(services().pool, text, size) if text else []
     return json_response({"users": [{"pubkey": user.pubkey, **_names(user)} for user in found]})
 
@@ -93,10 +93,7 @@ async def set_channel_add_policy() -> Response:
     if policy not in users.ADD_POLICIES:
         raise ApiError(400, "channel_add_policy must be 'anyone', 'owner_only', or 'nobody'")
     change = SetPolicy(caller.pubkey, policy)
-    with answered_in_time():
-        outcome = await services().ingest.transact(change, actor=caller.pubkey)
-    if outcome.refusal is not None:
-        raise from_refusal(outcome.refusal)
+    await transact(change, caller.pubkey)
     return json_response({"channel_add_policy": policy, "agent_owner_pubkey": change.owner})
 
 
@@ -117,10 +114,4 @@ def _key(text: str) -> str:
     key = parse_hex64(text)
     if key is not None:
         return key
-    try:
-        # Of another length, or no hex at all? Blanks are none, though Python passes over them.
-        bytes.fromhex(text)
-        is_hex = text.isalnum()
-    except ValueError:
-        is_hex = False
-    raise ApiError(400, "pubkey must be 32 bytes" if is_hex else "invalid pubkey hex")
+    raise ApiError(400, "invalid pubkey hex" if hex_bytes(text) is None else "pubkey must be 32 bytes")

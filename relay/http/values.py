@@ -81,6 +81,11 @@ class Query:
         """A number from 0 to 2³²-1, as the original's parser reads one: digits, perhaps a plus in front."""
         return self._integer(key, 0, U32_MAX)
 
+    def limit(self, default: int, most: int) -> int:
+        """How many rows: the key `limit`, or `default` without it, and never more than `most`."""
+        wanted = self.unsigned("limit")
+        return default if wanted is None else min(wanted, most)
+
     def signed(self, key: str) -> int | None:
         """A number of 64 bits: digits, perhaps a sign in front."""
         return self._integer(key, INT64_MIN, INT64_MAX)
