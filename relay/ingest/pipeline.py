@@ -140,10 +140,15 @@ class Ingest:
     async def enqueue(self, admission: Admission, ticket: Ticket) -> None:
         """Queues a plain event; waits for room. The ticket is resolved by the commit task, in the order of this call.
 
-        Cancellation: either the event is queued or it is not.
+        Raises trio.ClosedResourceError when nothing is taken any more. Cancellation: either the event is queued or it
+        is not.
         """
         assert admission.route is Route.PLAIN
-        await self._plain_in.send(Submission(admission, ticket))
+        try:
+            await self._plain_in.send(Submission(admission, ticket))
+        except trio.BrokenResourceError as error:
+            # To a session this would mean that its own peer has gone, and it would end without a word.
+            raise trio.ClosedResourceError("the commit task has died") from error
 
     async def perform(self, admission: Admission) -> Outcome:
         """Takes an admitted event to its end. Cancellation: the caller stops waiting, the event goes its way."""
@@ -164,7 +169,7 @@ class Ingest:
         waiter = Waiter()
         try:
             await self.enqueue(admission, waiter)
-        except _ENDED:
+        except trio.ClosedResourceError:
             return Outcome.refused(self._refused(SHUTTING_DOWN))
         return await waiter.wait()
 

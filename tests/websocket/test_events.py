@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from relay.ingest.commit import Submission
 from relay.ingest.pipeline import Ingest
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, fields, message, serving
@@ -193,6 +194,19 @@ async def test_closed_queues_are_an_answer_too(relay: RelayUnderTest) -> None:
     relay.core.ingest.finish()
     for event in (message(ALICE, channel, "x"), ALICE.sign(20001, "online"), ALICE.sign(0, "{}")):
         assert await client.publish(event) == ["OK", event.id, False, "error: shutting down"]
+
+
+async def test_an_event_for_a_commit_task_that_has_died_is_answered(relay: RelayUnderTest, monkeypatch) -> None:
+    """Its session must not take the broken queue for a broken socket: the client would see no Close."""
+    channel = await relay.channel(ALICE)
+    client = await relay.connect(ALICE)
+    queue, nobody = trio.open_memory_channel[Submission](1)
+    nobody.close()
+    event = message(ALICE, channel, "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(relay.core.ingest, "_plain_in", queue)
+        assert await client.publish(event) == ["OK", event.id, False, "error: shutting down"]
+    assert (await client.publish(event))[2] is True
 
 
 async def test_a_fault_of_ours_ends_only_its_connection(relay: RelayUnderTest, monkeypatch) -> None:
