@@ -162,10 +162,47 @@ class Settings(BaseSettings):
     effect_workers: int = _setting(4, "SPROUT_EFFECT_WORKERS", "Workers for events that change state.", ge=1, le=32)
     fanout_queue: int = _setting(64, "SPROUT_FANOUT_QUEUE", "Batches that may wait for the fan-out.", ge=1)
     audit_queue: int = _setting(1000, "SPROUT_AUDIT_QUEUE", "Entries that may wait for the audit worker.", ge=1)
-    audit_batch: int = _setting(256, "SPROUT_AUDIT_BATCH", "Most audit entries chained in one transaction.", ge=1)
+    audit_batch: int = _setting(
+        256, "SPROUT_AUDIT_BATCH", "Most audit entries chained in one transaction.", ge=1, le=500
+    )
     audit_linger_seconds: float = _seconds(0.05, "SPROUT_AUDIT_LINGER_SECONDS", "Wait for an audit batch to fill.")
     cache_entries: int = _setting(10_000, "SPROUT_CACHE_ENTRIES", "Entries of each access cache.", ge=1)
     cache_seconds: float = _seconds(10, "SPROUT_CACHE_SECONDS", "Life of an entry of an access cache.")
+
+    # -- audit log ---------------------------------------------------------------------------------------------------
+    audit_checkpoint_entries: int = _setting(
+        10_000, "SPROUT_AUDIT_CHECKPOINT_ENTRIES", "Entries after which a checkpoint is signed.", ge=1
+    )
+    audit_checkpoint_seconds: float = _setting(
+        60,
+        "SPROUT_AUDIT_CHECKPOINT_SECONDS",
+        "Time after which one is signed if there are new entries.",
+        gt=0,
+        le=86_400,
+    )
+    audit_checkpoint_file: Path | None = _setting(
+        None,
+        "SPROUT_AUDIT_CHECKPOINT_FILE",
+        "Where checkpoints are appended; unset = audit-checkpoints.txt in the data directory.",
+    )
+    audit_publish_checkpoints: bool = _setting(
+        True, "SPROUT_AUDIT_PUBLISH_CHECKPOINTS", "Publish each checkpoint as an event of kind 48010."
+    )
+    audit_spool_file: Path | None = _setting(
+        None,
+        "SPROUT_AUDIT_SPOOL_FILE",
+        "Where entries wait that the database could not take; unset = audit-spool.jsonl in the data directory.",
+    )
+    audit_witnesses: str = _setting(
+        "",
+        "SPROUT_AUDIT_WITNESSES",
+        "Relays that cosign our checkpoints: addresses with the witness's public key behind a #, separated by commas.",
+    )
+    audit_witness_for: str = _setting(
+        "",
+        "SPROUT_AUDIT_WITNESS_FOR",
+        "Public keys (hex or npub) of relays whose checkpoints this one cosigns, separated by commas.",
+    )
 
     # -- stopping ----------------------------------------------------------------------------------------------------
     grace_seconds: float | None = _setting(
