@@ -51,6 +51,11 @@ class Frontier:
         self._subtrees = list(subtrees)
         assert len(self._subtrees) == size.bit_count(), "one complete subtree for each bit of the size"
 
+    @property
+    def subtrees(self) -> tuple[bytes, ...]:
+        """The roots of its complete subtrees, largest first: with the size, all that there is to a frontier."""
+        return tuple(self._subtrees)
+
     def append(self, entry_hash: bytes) -> None:
         """Adds the leaf of the next entry."""
         self.append_leaf(leaf_hash(entry_hash))
