@@ -12,7 +12,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -24,10 +26,17 @@ from relay.access.authenticate import Authenticator
 from relay.access.directory import Directory
 from relay.access.token_watch import TokenWatch
 from relay.asyncpg_trio import Connection, Pool, connect
+from relay.audit import checkpoint_file, outbox, start, witness
 from relay.audit import log as audit_log
-from relay.audit import outbox
+from relay.audit import spool as audit_spool
+from relay.audit.checkpointer import Checkpointer
+from relay.audit.checkpointer import File as CheckpointFile
+from relay.audit.signing import DatabaseLedger
 from relay.audit.sink import PoolSink
+from relay.audit.spool import Spool
 from relay.audit.verify import verify_head
+from relay.audit.witness_client import Peer, peers
+from relay.audit.witnesses import Witnesses
 from relay.audit.worker import AuditWorker
 from relay.config import Settings
 from relay.database import Database, connect_patiently
@@ -36,9 +45,11 @@ from relay.fanout.presence import Presence
 from relay.http.app import create_app
 from relay.http.health import create_health_app, create_metrics_app
 from relay.http.services import Readiness, Services
+from relay.ingest import own_events
 from relay.ingest.pipeline import Ingest
 from relay.last_message import ASGIApp
 from relay.nostr import nip19
+from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
 from relay.shutdown import Stop
 from relay.store import members, migrate
@@ -50,8 +61,11 @@ from relay.websocket.origin import same_host_or
 
 # An outbox row this old means that nothing is being chained: no new traffic, please.
 OUTBOX_AGE_SECONDS_MAX = 10.0
-# A probe that gives up must not wait long for a server that does not answer.
+# A probe that gives up must not wait long for a server that does not answer; nor must the last checkpoint of a stop.
 PROBE_SETTLE_SECONDS = 0.2
+LEDGER_SETTLE_SECONDS = 0.05
+# While the database is away, the checkpointer backs off by itself.
+LEDGER_PATIENCE_SECONDS = 1.0
 LAG_SECONDS = 0.5
 # How much later than its own deadline a living server says so.
 SILENCE_SECONDS = 2.0
@@ -61,27 +75,45 @@ LAST_BATCH_SECONDS = 0.5
 log = structlog.get_logger(__name__)
 
 
-async def prepare(settings: Settings, database: Database) -> SecretKey:
-    """Schema, key and audit log as this version needs them. Returns the relay's key.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the start found out: the relay's key, what is known of its log, where entries wait that the database cannot
+    take, and who cosigns for it."""
+
+    key: SecretKey
+    known: start.Known
+    spool: Spool
+    witnesses: Sequence[Peer]
+
+
+async def prepare(settings: Settings, database: Database) -> Prepared:
+    """Schema, key and audit log as this version needs them.
 
     Raises:
         MigrationError, ConfigError, AuditError: This relay must not run on this database as it is.
     """
+    witness.trusted_logs(settings.audit_witness_for)
+    witnesses = peers(settings.audit_witnesses)
+    spool = Spool(audit_spool.place(settings, database.data_dir), _now_us)
     async with _connected(await connect_patiently(database.dsn, settings.database_wait_seconds)) as connection:
         await migrate.up(connection)
         key = relay_key.obtain(settings, database.data_dir)
         await relay_key.confirm(connection, key)
         head = await verify_head(connection)
+        file = checkpoint_file.place(settings, database.data_dir)
+        known = await start.check(connection, key.public_hex, file, _now_us)
+        await spool.replay(connection)
         if chained := await audit_log.chain_outbox(connection, entries_max=settings.audit_batch):
             log.info("chained what the last run had left in the outbox", entries=chained)
-        log.info("audit log checked", head=head.seq + chained)
-    return key
+        signed = known.largest
+        log.info("audit log checked", head=head.seq + chained, signed=0 if signed is None else signed.size)
+    return Prepared(key, known, spool, witnesses)
 
 
 @asynccontextmanager
 async def assemble(settings: Settings, database: Database, stop: Stop) -> AsyncIterator[Parts]:
     """Everything but the tasks. Raises as `prepare`, and ConfigError where a port is taken."""
-    key = await prepare(settings, database)
+    prepared = await prepare(settings, database)
     sessions = {"statement_timeout": _ms(settings.statement_seconds), "lock_timeout": _ms(settings.lock_seconds)}
     main = Pool(
         database.dsn,
@@ -100,7 +132,7 @@ async def assemble(settings: Settings, database: Database, stop: Stop) -> AsyncI
         server_settings={"application_name": "relay audit"},
     )
     async with main, audit:
-        parts = Parts(settings, database, key, stop, main, audit, sessions)
+        parts = Parts(settings, database, prepared, stop, main, audit, sessions)
         await parts.open_admin_listeners()
         try:
             yield parts
@@ -115,7 +147,7 @@ class Parts:
         self,
         settings: Settings,
         database: Database,
-        key: SecretKey,
+        prepared: Prepared,
         stop: Stop,
         main: Pool,
         audit: Pool,
@@ -123,7 +155,7 @@ class Parts:
     ) -> None:
         self._settings = settings
         self._database = database
-        self._key = key
+        self._key = key = prepared.key
         self._stop = stop
         self._pools = (main, audit)
         self._own: list[Connection] = []
@@ -131,7 +163,10 @@ class Parts:
         self._input_ended = False
         self._admin: list[tuple[str, ASGIApp, list[trio.SocketListener]]] = []
 
-        self._audit_worker = _audit_worker(settings, audit)
+        file = checkpoint_file.place(settings, database.data_dir)
+        self._witnesses = Witnesses(prepared.witnesses, pool=audit, pubkey=key.public_hex, file=file)
+        self._checkpointer = self._make_checkpointer(prepared.known, file)
+        self._audit_worker = _audit_worker(settings, audit, self._checkpointer)
         self._directory = Directory(main, settings)
         self._hub = Hub(
             partial(_audiences, main),
@@ -152,6 +187,7 @@ class Parts:
             audit=self._audit_worker,
             key=key,
             now_us=_now_us,
+            spool=prepared.spool,
         )
         authenticator = Authenticator(main, settings, settings.relay_url)
         self._endpoint = WebSocketEndpoint(
@@ -169,6 +205,31 @@ class Parts:
         self._services = self._http_services(authenticator)
         self.app: ASGIApp = create_app(self._services)
 
+    def _make_checkpointer(self, known: start.Known, file: Path) -> Checkpointer:
+        settings, seconds = self._settings, self._settings.statement_seconds
+        connect = partial(
+            self._connect,
+            server_settings={"application_name": "relay checkpoints", "statement_timeout": _ms(seconds)},
+            settle_seconds=LEDGER_SETTLE_SECONDS,
+            answer_seconds=seconds + SILENCE_SECONDS,
+        )
+        own = OwnConnection(connect, name="checkpointer", patience_seconds=LEDGER_PATIENCE_SECONDS)
+        checkpointer = Checkpointer(
+            DatabaseLedger(own, self._key, _now_us),
+            key=self._key,
+            keep=CheckpointFile(file).append,
+            publish=self._publish if settings.audit_publish_checkpoints else None,
+            on_checkpoint=self._witnesses.hint,
+            entries_max=settings.audit_checkpoint_entries,
+            seconds=settings.audit_checkpoint_seconds,
+        )
+        if known.in_file is not None:
+            checkpointer.filed(known.in_file)
+        return checkpointer
+
+    async def _publish(self, event: Event) -> bool:
+        return await own_events.publish(self._ingest, event)
+
     def _http_services(self, authenticator: Authenticator) -> Services:
         main, *others = self._pools
         probe = _Probe(
@@ -180,7 +241,8 @@ class Parts:
                 ),
                 name="health probe",
                 patience_seconds=0.5,
-            )
+            ),
+            healthy=lambda: self._audit_worker.statistics().healthy and self._checkpointer.statistics().healthy,
         )
         began = time.monotonic()
         return Services(
@@ -251,6 +313,8 @@ class Parts:
             ("audience loader", self._hub.run_loader),
             ("refusal counts", self._ingest.run_notes),
             ("reaper", self._ingest.run_reaper),
+            ("audit checkpoints", self._checkpointer.run),
+            ("audit witnesses", self._witnesses.run),
             ("token watch", self._tokens.run),
             ("token expiries", self._tokens.run_expiries),
             ("loop lag", _measure_loop_lag),
@@ -303,6 +367,7 @@ class Parts:
         self._audit_worker.begin_drain(deadline)
 
     def abort(self) -> None:
+        self._checkpointer.cut_off()
         for pool in self._pools:
             pool.abort()
         self.close_own_connections()
@@ -312,12 +377,15 @@ class Parts:
         for connection in self._own:
             connection.terminate()
 
+    async def seal(self) -> None:
+        await self._checkpointer.last()
+
     def drain_result(self) -> tuple[bool, int]:
         report = self._audit_worker.report
         return (True, 0) if report is None else (report.finished, report.left)
 
 
-def _audit_worker(settings: Settings, pool: Pool) -> AuditWorker:
+def _audit_worker(settings: Settings, pool: Pool, checkpointer: Checkpointer) -> AuditWorker:
     return AuditWorker(
         PoolSink(pool, entries_max=settings.audit_batch),
         capacity=settings.audit_queue,
@@ -325,21 +393,23 @@ def _audit_worker(settings: Settings, pool: Pool) -> AuditWorker:
         linger_seconds=settings.audit_linger_seconds,
         drain_seconds=settings.audit_drain_seconds,
         producers_seconds=max(0.0, settings.audit_drain_seconds - LAST_BATCH_SECONDS),
+        on_chained=checkpointer.chained,
     )
 
 
 class _Probe:
     """Readiness. Asks over a connection of its own, so that a full pool does not make the relay unready."""
 
-    def __init__(self, own: OwnConnection) -> None:
+    def __init__(self, own: OwnConnection, healthy: Callable[[], bool]) -> None:
         self._own = own
+        self._healthy = healthy  # as far as this process knows, without asking
         self._turn = trio.Lock()
 
     async def ask(self) -> Readiness:
         """Raises what the store raises; bounded by its caller."""
         async with self._turn:
             age = await outbox.oldest_age_seconds(await self._own.get())
-        return Readiness(postgres=True, audit=age < OUTBOX_AGE_SECONDS_MAX)
+        return Readiness(postgres=True, audit=age < OUTBOX_AGE_SECONDS_MAX and self._healthy())
 
 
 async def _measure_loop_lag() -> None:

@@ -70,7 +70,36 @@ CACHE_ENTRIES = _gauge("sprout_cache_entries", "Entries held by a cache", ("cach
 AUDIT_QUEUE_ENTRIES = _gauge("sprout_audit_queue_entries", "Entries waiting in the audit channel")
 AUDIT_BATCH_ENTRIES = _histogram("sprout_audit_batch_entries", "Entries chained in one transaction", BATCH_BUCKETS)
 AUDIT_HEAD_SEQ = _gauge("sprout_audit_head_seq", "Sequence number of the last chained entry")
+AUDIT_SPOOLED = _counter("sprout_audit_spooled_total", "Entries written to the spool because the database took none")
+AUDIT_REPLAYED = _counter("sprout_audit_replayed_total", "Entries moved from the spool into the outbox")
+AUDIT_HELD_ENTRIES = _gauge("sprout_audit_held_entries", "Outbox entries that another session keeps locked")
 AUDIT_OUTBOX_AGE_SECONDS = _gauge("sprout_audit_outbox_oldest_seconds", "Age of the oldest entry not yet chained")
+AUDIT_COSIGNATURES = _counter(
+    "sprout_audit_cosignatures_total", "Checkpoints that a witness has cosigned for us", ("witness",)
+)
+AUDIT_COSIGNED_SIZE = _gauge(
+    "sprout_audit_cosigned_entries", "Entries under the last checkpoint that a witness has cosigned", ("witness",)
+)
+AUDIT_WITNESS_FAILURES = _counter(
+    "sprout_audit_witness_failures_total", "Attempts to have a checkpoint cosigned that failed", ("witness",)
+)
+AUDIT_WITNESS_DISPUTES = _counter(
+    "sprout_audit_witness_disputes_total", "Times that a witness had another audit log under our name", ("witness",)
+)
+AUDIT_WITNESSED = _counter(
+    "sprout_audit_witnessed_total", "Checkpoints of other relays that this one was asked to cosign", ("result",)
+)
+AUDIT_CHECKPOINT_SIZE = _gauge("sprout_audit_checkpoint_size", "Entries that the newest checkpoint covers")
+AUDIT_CHECKPOINT_TIME = _gauge(
+    "sprout_audit_checkpoint_timestamp_seconds", "When the newest checkpoint was signed, Unix time"
+)
+AUDIT_CHECKPOINTS = _counter("sprout_audit_checkpoints_total", "Checkpoints signed by this process")
+AUDIT_CHECKPOINT_FAILURES = _counter(
+    "sprout_audit_checkpoint_failures_total", "Steps of a checkpoint that failed and are tried again", ("step",)
+)
+AUDIT_CHECKPOINT_DISAGREEMENT = _gauge(
+    "sprout_audit_checkpoint_disagreement", "1 while the log does not continue what was signed about it"
+)
 DELIVERIES = _counter("sprout_fanout_deliveries_total", "EVENT frames given to connections by the fan-out")
 FANOUT_SECONDS = _histogram("sprout_fanout_seconds", "Time of one fan-out pass", SECONDS_BUCKETS)
 FANOUT_BATCH_EVENTS = _histogram("sprout_fanout_batch_events", "Events taken by one fan-out pass", BATCH_BUCKETS)

@@ -11,7 +11,8 @@ T is the moment at which the relay stops accepting; the grace before it is not p
                    work is finished and answered; reading stops, queues are flushed, connections close by T + 2
     4              what feeds the workers is closed; commits, fan-out and audit drain until T + 5; then database
                    connections are cut off, without a word to a server that may not answer
-    5              what is left is counted (it is safe in the outbox), the embedded PostgreSQL stops
+    5              the last checkpoint of the audit log, within 0.3 s; what is left is counted (it is safe in the
+                   outbox), the embedded PostgreSQL stops
        T + 8       the watchdog thread ends the process whatever happens
 
 Rules
@@ -42,6 +43,8 @@ RESTARTING = (1012, "the relay is restarting")  # 1012 Service Restart, IANA's r
 INTERNAL_ERROR = (1011, "internal error")  # RFC 6455, 7.4.1
 # How much later than the audit deadline the script goes on if the worker, which has that deadline itself, does not.
 DEADLINE_SLACK_SECONDS = 0.1
+# What the last checkpoint may take: all that it needs is in memory, or some thousand rows away.
+SEAL_SECONDS = 0.3
 
 log = structlog.get_logger(__name__)
 
@@ -152,6 +155,9 @@ class Stoppable(Protocol):
     def abort(self) -> None:
         """Cut off every database connection, at once and without asking the server."""
 
+    async def seal(self) -> None:
+        """Sign the audit log as it is now, in the database or, where that does not answer, in the file alone."""
+
     def drain_result(self) -> tuple[bool, int]:
         """Whether the audit worker came to its end by itself, and how many entries it knows to be left."""
 
@@ -208,6 +214,21 @@ async def _close_everything(stop: Stop, settings: Settings, relay: Stoppable, en
         await ends.http.wait()
     if closing.cancelled_caught:
         log.warning("connections were cut off", seconds=settings.close_seconds)
+
+
+async def seal(relay: Stoppable) -> None:
+    """Phase 5, when nothing is chained any more. Not shielded: whoever cancels the relay does not want to wait."""
+    began = trio.current_time()
+    finished, _ = relay.drain_result()
+    if not finished:
+        # The worker ends a moment before the script would cut it off. A server that did not answer it will answer
+        # neither us nor a pool that says farewell.
+        relay.abort()
+    with trio.move_on_after(SEAL_SECONDS) as scope:
+        await relay.seal()
+    if scope.cancelled_caught:
+        log.warning("the last checkpoint was given up", seconds=SEAL_SECONDS)
+    _phase_took("checkpoint", began)
 
 
 def finish(stop: Stop, relay: Stoppable) -> None:

@@ -18,15 +18,17 @@ table; how they stop is told in relay/shutdown.py, what they are made of in rela
     audience loader           root nursery              channels that nobody knows    cancelled
     refusal counts            root nursery              refusals, every 15 s          cancelled
     reaper                    root nursery              time                          cancelled
+    audit checkpoints         root nursery              chained entries, time         cancelled; once more after T
+    audit witnesses           root nursery              hints of new checkpoints      cancelled
     token watch               root nursery              notices, logins, time         cancelled
     token expiries            root nursery              time                          cancelled
     loop lag                  root nursery              time                          cancelled
     PostgreSQL's supervisor   root nursery              the child's end               cancelled
     health, metrics           root nursery              their ports                   cancelled
 
-Start: database (embedded, or waited for) -> migrations -> the relay's key -> audit head and outbox -> pools -> audit
-worker -> fan-out, commit, effects -> heartbeat -> health and metrics -> the port -> ready. A signal meanwhile cancels
-it; there is nothing to drain yet.
+Start: database (embedded, or waited for) -> migrations -> the relay's key -> audit head, checkpoints and outbox ->
+pools -> audit worker -> fan-out, commit, effects -> heartbeat -> health and metrics -> the port -> ready. A signal
+meanwhile cancels it; there is nothing to drain yet.
 
 Crash rules: an error of one connection ends at that connection. An error of a task in this table ends the process, in
 order: readiness goes off, clients get 1011, the audit drains, exit code 70. This module is the one place where
@@ -49,7 +51,7 @@ from relay.database import Database, DatabaseUnreachable, open_database
 from relay.embedded import EmbeddedError
 from relay.errors import AuditError, ConfigError, MigrationError
 from relay.last_message import ASGIApp
-from relay.shutdown import Ends, ExitCode, Stop, Stoppable, finish, run_script, stop_signals
+from relay.shutdown import Ends, ExitCode, Stop, Stoppable, finish, run_script, seal, stop_signals
 from relay.watchdog import Watchdog
 
 Started = Callable[..., Awaitable[object]]
@@ -140,6 +142,7 @@ async def _live(settings: Settings, server: WebServer, assemble: Assemble, stop:
             stop.watchdog.before_exit = database.server.abort
         async with assemble(settings, database, stop) as relay:
             await _run(settings, server, database, relay, stop, own_process)
+            await seal(relay)
             finish(stop, relay)
 
 

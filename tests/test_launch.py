@@ -280,6 +280,7 @@ async def test_an_embedded_database_that_is_frozen_is_killed_in_time_and_works_a
         code, seconds = await relay.exit()
         nursery.cancel_scope.cancel()
         assert (code, _stopped_with(relay)) == (75, [75]), relay.stderr.read_text()
+        assert "still running" not in relay.stderr.read_text(), "the watchdog had to end it"
         assert seconds < BUDGET_SECONDS
         assert relay.postgres() == []
     async with launched("relay serve", directory) as relay, trio.open_nursery() as nursery:

@@ -28,6 +28,9 @@ KNOWN_SCOPES = frozenset(
     }
 )
 PROXY_SUBMIT = "proxy:submit"
+AUDIT_READ = "audit:read"
+"""Reading the audit log, which tells of every channel: only in a token that the operator has made for an auditor. Not
+among those above, which a key that logs in without a token has all of."""
 
 
 class AuthMethod(Enum):

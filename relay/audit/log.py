@@ -15,6 +15,9 @@ A batch is one transaction of four steps, each a statement of its own:
 Lock and head in one statement would read the head in the snapshot from before the wait. Step (c) before the commit of
 (d) is what makes every outcome safe to repeat: if a commit was lost with its connection, the rows are either still in
 the outbox, and are taken again, or they are in the log, and there is nothing left to take.
+
+A row of the outbox that some session keeps locked stops step (c) until the lock timeout. `skip_locked`, for the try
+after that, takes the others and says which were held; they are chained later, behind entries that are younger.
 """
 
 from __future__ import annotations
@@ -26,11 +29,14 @@ from typing import Any
 import structlog
 
 from relay.asyncpg_trio import Connection
+from relay.asyncpg_trio.errors import LockNotAvailableError
 from relay.audit.chain import GENESIS, HASH_BYTES, ChainedEntry, Head, link
 from relay.audit.entry import Entry, columns
 from relay.errors import ChainBroken
 
 BATCH_ENTRIES_MAX = 256
+# However a batch is configured: what one transaction may hold up all other writers for.
+BATCH_ENTRIES_LIMIT = 500
 # "relayaud" in ASCII; not the original's number, so that both can share a server during a migration.
 ADVISORY_LOCK = 0x72656C6179617564
 LOCK_TIMEOUT_MS = 2_000
@@ -61,6 +67,16 @@ RETURNING id, {_FIELDS}, pg_current_xact_id()::text AS xid,
     EXISTS (SELECT FROM audit_log WHERE audit_log.uuid = taken.uuid) AS chained
 """
 
+_TAKE_UNLOCKED = _TAKE.replace("LIMIT $1))", "LIMIT $1 FOR UPDATE SKIP LOCKED))")
+assert _TAKE_UNLOCKED != _TAKE, "the limit is where it was"
+
+# Those that can be locked came after (c) and are nobody's problem.
+_HELD = """
+SELECT uuid::text AS uuid FROM audit_outbox
+WHERE id <> ALL (ARRAY (SELECT id FROM audit_outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
+ORDER BY id LIMIT $1
+"""
+
 _INSERT = """
 INSERT INTO audit_log (seq, uuid, time_us, action, actor, event_id, kind, channel_id, metadata,
                        version, prev_hash, hash)
@@ -80,7 +96,9 @@ _NEXT_SEQ = "SELECT coalesce(min(seq), $2::bigint + 1) FROM audit_log WHERE seq 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one transaction did: the uuids it took from the outbox, how many of them it chained, the head it found and
-    the head it left, whether more may wait, and the transaction (None where there was nothing to take)."""
+    the head it left, whether more may wait, the transaction (None where there was nothing to take), the hashes of the
+    rows behind `prev`, and the uuids that stay because another session keeps their rows locked (known only from a batch
+    that skipped them)."""
 
     uuids: tuple[str, ...]
     written: int
@@ -88,19 +106,25 @@ class Batch:
     head: Head
     full: bool
     xid: str | None = None
+    hashes: tuple[bytes, ...] = ()
+    held: tuple[str, ...] = ()
 
 
-async def chain_batch(con: Connection, *, entries_max: int = BATCH_ENTRIES_MAX) -> Batch:
+async def chain_batch(con: Connection, *, entries_max: int = BATCH_ENTRIES_MAX, skip_locked: bool = False) -> Batch:
     """Chain up to `entries_max` entries of the outbox. To be called inside a READ COMMITTED transaction.
 
     Whether it was committed is the caller's to know: until then, `Batch` is a plan.
 
     Raises:
-        PostgresError: among others a lock or statement timeout, or a head that moved under us (UNIQUE).
+        LockNotAvailableError: another writer is at it for too long, or a session keeps a row of the outbox locked.
+        PostgresError: among others a statement timeout, or a head that moved under us (UNIQUE).
+        ValueError: more than BATCH_ENTRIES_LIMIT were asked for.
     """
+    if not 0 < entries_max <= BATCH_ENTRIES_LIMIT:
+        raise ValueError(f"a batch has 1 to {BATCH_ENTRIES_LIMIT} entries, not {entries_max}")
     await con.execute(_LOCK)
     prev = await read_head(con)
-    taken = sorted(await con.fetch(_TAKE, entries_max), key=_place)
+    taken = sorted(await con.fetch(_TAKE_UNLOCKED if skip_locked else _TAKE, entries_max), key=_place)
     fresh = [entry_of(row) for row in taken if not row["chained"]]
     if len(fresh) < len(taken):
         _log.warning("audit entries were chained before and are dropped", entries=len(taken) - len(fresh))
@@ -110,18 +134,37 @@ async def chain_batch(con: Connection, *, entries_max: int = BATCH_ENTRIES_MAX) 
     head = rows[-1].head if rows else prev
     assert head.seq == prev.seq + len(fresh), "the log has no gaps"
     xid = taken[0]["xid"] if taken else None
-    return Batch(tuple(row["uuid"] for row in taken), len(fresh), prev, head, len(taken) == entries_max, xid)
+    hashes = tuple(row.hash for row in rows)
+    full = len(taken) == entries_max
+    held = await _held(con, entries_max) if skip_locked and not full else ()
+    return Batch(tuple(row["uuid"] for row in taken), len(fresh), prev, head, full, xid, hashes, held)
 
 
 async def chain_outbox(con: Connection, *, entries_max: int = BATCH_ENTRIES_MAX) -> int:
-    """Chain all that the outbox holds, and say how many that was. For the start, before the worker runs."""
+    """Chain all that the outbox holds, and say how many that was. For the start, before the worker runs.
+
+    Rows that somebody keeps locked are left to the worker. Raises what `chain_batch` does.
+    """
     written = 0
+    skip_locked = False
     while True:
-        async with con.transaction(isolation="read_committed"):
-            batch = await chain_batch(con, entries_max=entries_max)
+        try:
+            async with con.transaction(isolation="read_committed"):
+                batch = await chain_batch(con, entries_max=entries_max, skip_locked=skip_locked)
+        except LockNotAvailableError:
+            if skip_locked:
+                raise
+            skip_locked = True
+            continue
         written += batch.written
         if not batch.full:
+            warn_of_held(batch)
             return written
+
+
+def warn_of_held(batch: Batch) -> None:
+    if batch.held:
+        _log.warning("audit entries wait: another session keeps their outbox rows locked", entries=len(batch.held))
 
 
 async def read_head(con: Connection) -> Head:
@@ -189,6 +232,10 @@ def chained_of(row: Any) -> ChainedEntry:
     # Only a row that somebody tampered with has no hash; for whoever verifies, that is one of the wrong length.
     prev_hash, digest = row["prev_hash"] or b"", row["hash"] or b""
     return ChainedEntry(row["seq"], entry_of(row), row["version"], prev_hash, digest, row["v1_time"])
+
+
+async def _held(con: Connection, rows_max: int) -> tuple[str, ...]:
+    return tuple(row["uuid"] for row in await con.fetch(_HELD, rows_max))
 
 
 def _place(row: Any) -> int:

@@ -21,6 +21,14 @@ FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::in
 ORDER BY place
 """
 
+# Of an outbox row that a worker is just chaining we may see neither the row nor its place in the log: then it is
+# written again, and the worker, which looks for that, drops it.
+_INSERT_MISSING = _INSERT.replace(
+    "ORDER BY place",
+    "WHERE NOT EXISTS (SELECT FROM audit_log WHERE audit_log.uuid = entry.uuid)\n"
+    "ORDER BY place ON CONFLICT (uuid) DO NOTHING",
+)
+
 _OLDEST = """
 SELECT id, greatest(extract(epoch FROM clock_timestamp()) - time_us / 1e6, 0)::float8 AS age_seconds
 FROM audit_outbox ORDER BY id LIMIT 1
@@ -47,6 +55,14 @@ async def insert(con: Connection, entries: Sequence[Entry]) -> None:
     if not entries:
         return
     await con.execute(_INSERT, *columns(entries))
+
+
+async def insert_missing(con: Connection, entries: Sequence[Entry]) -> int:
+    """As `insert`, but passes over what is in the outbox or the log by its uuid; returns how many were written."""
+    if not entries:
+        return 0
+    tag = await con.execute(_INSERT_MISSING, *columns(entries))
+    return int(tag.rpartition(" ")[2])
 
 
 async def count(con: Connection) -> int:

@@ -17,11 +17,12 @@ from relay.asyncpg_trio import Connection, Pool
 from relay.asyncpg_trio.errors import (
     CommitOutcomeUnknown,
     ConnectionLost,
+    LockNotAvailableError,
     PoolTimeout,
     PostgresError,
 )
 from relay.audit import log, outbox
-from relay.audit.log import BATCH_ENTRIES_MAX, Batch
+from relay.audit.log import BATCH_ENTRIES_LIMIT, BATCH_ENTRIES_MAX, Batch
 from relay.audit.outbox import Oldest
 
 # What a database does to us when it is away, overloaded or restarting: the worker tries again, for ever. Anything else
@@ -66,22 +67,31 @@ class PoolSink:
     """The sink that is a database. For one worker: its calls do not overlap."""
 
     def __init__(self, pool: Pool, *, entries_max: int = BATCH_ENTRIES_MAX) -> None:
+        assert 0 < entries_max <= BATCH_ENTRIES_LIMIT
         self._pool = pool
         self._entries_max = entries_max
         self._connection: Connection | None = None
         self._in_doubt: Batch | None = None  # its COMMIT was sent and never answered
+        # After a lock timeout, and while rows are held: the others must not wait for whoever holds those.
+        self._skip_locked = False
+        self._held = 0
 
     async def chain_batch(self) -> Batch:
         batch: Batch | None = None
         try:
             async with self._acquire() as con, con.transaction(isolation="read_committed"):
-                batch = await log.chain_batch(con, entries_max=self._entries_max)
+                batch = await log.chain_batch(con, entries_max=self._entries_max, skip_locked=self._skip_locked)
                 recovered = await self._recovered(con)
         except CommitOutcomeUnknown:
             # A second doubt buries the first: it is only about a counter, the outbox decides what is chained.
             self._in_doubt = batch
             raise
+        except LockNotAvailableError:
+            self._skip_locked = True
+            raise
         self._in_doubt = None
+        if not batch.full:
+            self._note_held(batch)
         return replace(batch, written=batch.written + recovered)
 
     async def oldest(self) -> Oldest | None:
@@ -91,6 +101,12 @@ class PoolSink:
     def abort(self) -> None:
         if self._connection is not None:
             self._connection.terminate()
+
+    def _note_held(self, batch: Batch) -> None:
+        self._skip_locked = bool(batch.held)
+        if len(batch.held) != self._held:  # once, and not every second for as long as it lasts
+            self._held = len(batch.held)
+            log.warn_of_held(batch)
 
     async def _recovered(self, con: Connection) -> int:
         """How many entries the batch in doubt had written: all of them or none.

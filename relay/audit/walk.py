@@ -3,27 +3,33 @@
 `Walk` is fed rows in the order of `seq` and keeps only the last one, so a chain of any length takes the same memory.
 After a fault it goes on from the row as it is stored: one edited row is one fault, not one for every row behind it.
 
+A chain that was hashed again, or cut at its end, is intact in itself: `covering.py` holds it against what was signed.
+
 Pure: where the rows come from is `verify.py`'s business, or a test's.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from relay.audit.chain import GENESIS, HASH_BYTES, ChainedEntry, Head, recompute
+from relay.audit.chain import GENESIS, HASH_BYTES, VERSION, VERSION_ORIGINAL, ChainedEntry, Head, recompute
 from relay.errors import AuditError
 
 # A log replaced as a whole must not fill the memory with its faults; they are still counted.
 FAULTS_KEPT_MAX = 100
+
+_NANOSECONDS = re.compile(r"\.\d{9}")
 
 # What hashing a row can raise. The others than ours: columns that were given another type hold anything.
 _UNFIT = (AuditError, AttributeError, OverflowError, TypeError, ValueError)
 
 
 class FaultKind(StrEnum):
-    """What is wrong with a row, or with the place where one should be."""
+    """What is wrong with a row, with the place where one should be, or with what was signed about them. The value is
+    what `relay audit verify --json` says: never change one."""
 
     BAD_GENESIS = "bad genesis"  # row 1 does not stand on 32 zero bytes
     BROKEN_LINK = "broken link"  # prev_hash is not the hash of the row before
@@ -32,6 +38,13 @@ class FaultKind(StrEnum):
     HASH_MISMATCH = "hash mismatch"  # a field was changed, or the hash itself
     UNKNOWN_VERSION = "unknown version"  # the hash was made in a way this version does not know
     MALFORMED = "malformed row"  # not the form that its version has
+    REWRITTEN = "rewritten"  # from `seq` on the entries are not those that a checkpoint was signed for
+    TRUNCATED = "truncated"  # from `seq` on a checkpoint was signed for entries that are not there
+    CONTRADICTION = "contradiction"  # two checkpoints, both signed, that cannot both be true
+    BAD_CHECKPOINT = "bad checkpoint"  # not signed by the relay, or not what its row says
+    TREE_NODE = "tree node"  # a stored inner node of the tree, from the leaf `seq` on, is not what the entries give
+    ANOTHER_LOG = "another log"  # what was to be compared with tells of another log only
+    LOSS_NOT_RECORDED = "loss not recorded"  # the log's name in checkpoints and its accepted losses do not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +54,46 @@ class Fault:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.kind} at seq {self.seq}: {self.detail}"
+        # What cannot be read has no place in the log.
+        return f"{self.kind} at seq {self.seq}: {self.detail}" if self.seq else f"{self.kind}: {self.detail}"
+
+
+class Faults:
+    """All faults counted, the first ones kept."""
+
+    def __init__(self) -> None:
+        self.kept: list[Fault] = []
+        self.total = 0
+
+    def note(self, kind: FaultKind, seq: int, detail: str) -> None:
+        self.total += 1
+        if len(self.kept) < FAULTS_KEPT_MAX:
+            self.kept.append(Fault(kind, seq, detail))
 
 
 class Walk:
-    """Checks rows one after another, starting behind `anchor`; `linked` is False where its hash is not known."""
+    """Checks rows one after another, starting behind `anchor`; `linked` is False where its hash is not known.
 
-    def __init__(self, anchor: Head = GENESIS, *, linked: bool = True) -> None:
+    `imported` counts the rows of version 1, `nanoseconds` those of them whose hash needs digits of time that the
+    original's own table does not keep.
+    """
+
+    def __init__(self, anchor: Head = GENESIS, *, linked: bool = True, faults: Faults | None = None) -> None:
         self.head = anchor
         self._linked = linked
+        self._faults = Faults() if faults is None else faults
         self.rows = 0
-        self.faults: list[Fault] = []
-        self.faults_total = 0
+        self.imported = 0
+        self.nanoseconds = 0
         self._version = 0
+
+    @property
+    def faults(self) -> list[Fault]:
+        return self._faults.kept
+
+    @property
+    def faults_total(self) -> int:
+        return self._faults.total
 
     def feed(self, rows: Iterable[ChainedEntry]) -> None:
         for row in rows:
@@ -100,12 +140,15 @@ class Walk:
             self._note(FaultKind.BROKEN_LINK, row.seq, f"follows {found}, but seq {row.seq - 1} is {expected}")
 
     def _check_hash(self, row: ChainedEntry) -> None:
-        if row.version not in (1, 2):
+        if row.version not in (VERSION_ORIGINAL, VERSION):
             self._note(FaultKind.UNKNOWN_VERSION, row.seq, f"version {row.version}")
             return
         if row.version < self._version:
             self._note(FaultKind.MALFORMED, row.seq, "an imported row stands behind one of ours")
         self._version = max(self._version, row.version)
+        if row.version == VERSION_ORIGINAL:
+            self.imported += 1
+            self.nanoseconds += _NANOSECONDS.search(row.v1_time or "") is not None
         try:
             computed = recompute(row)
         except _UNFIT as error:
@@ -115,6 +158,4 @@ class Walk:
             self._note(FaultKind.HASH_MISMATCH, row.seq, f"is {row.hash.hex()}, its fields give {computed.hex()}")
 
     def _note(self, kind: FaultKind, seq: int, detail: str) -> None:
-        self.faults_total += 1
-        if len(self.faults) < FAULTS_KEPT_MAX:
-            self.faults.append(Fault(kind, seq, detail))
+        self._faults.note(kind, seq, detail)

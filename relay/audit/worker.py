@@ -21,6 +21,7 @@ Rules
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -52,7 +53,8 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AuditStatistics:
-    """`oldest_outbox_seconds` is a lower bound: what this process knows, without asking the database."""
+    """`oldest_outbox_seconds` is a lower bound: what this process knows, without asking the database. `held`: entries
+    that another session kept locked in the outbox when the last batch looked."""
 
     queued: int
     capacity: int
@@ -60,6 +62,7 @@ class AuditStatistics:
     errors_total: int
     head_seq: int
     last_batch: int
+    held: int
     oldest_outbox_seconds: float
     healthy: bool
     draining: bool
@@ -88,6 +91,7 @@ class AuditWorker:
         linger_seconds: float = LINGER_SECONDS,
         drain_seconds: float = DRAIN_SECONDS,
         producers_seconds: float = PRODUCERS_SECONDS,
+        on_chained: Callable[[Batch], object] | None = None,
     ) -> None:
         assert batch_entries > 0
         self.drain_seconds = drain_seconds  # only where nobody called begin_drain before the cancellation
@@ -97,6 +101,7 @@ class AuditWorker:
         self._batch_entries = batch_entries
         self._linger_seconds = linger_seconds
         self._producers_seconds = producers_seconds
+        self._on_chained = on_chained  # told of every batch that is committed and wrote something; must not wait
         # The outbox row seen first in line when we were idle, and since when it has been there.
         self._orphan: tuple[int, float] | None = None
 
@@ -114,6 +119,7 @@ class AuditWorker:
         self._failures = 0  # in a row
         self._head_seq = 0
         self._last_batch = 0
+        self._held = 0
 
     # -- for producers and the supervisor ----------------------------------------------------------------------------
 
@@ -150,6 +156,7 @@ class AuditWorker:
             errors_total=self._errors_total,
             head_seq=self._head_seq,
             last_batch=self._last_batch,
+            held=self._held,
             oldest_outbox_seconds=oldest,
             healthy=self._failures == 0 and oldest < UNHEALTHY_SECONDS,
             draining=self._draining.is_set(),
@@ -235,8 +242,11 @@ class AuditWorker:
             if batch.full:
                 continue
             # What was handed over before that batch began was committed before, so it was seen by it or gone already.
-            self._queue.chained(expected)
-            self._orphan = None
+            held = set(batch.held)
+            self._queue.chained([uuid for uuid in expected if uuid not in held])
+            self._held = len(held)
+            if not held:
+                self._orphan = None
             return
 
     async def _chain_batch(self) -> Batch:
@@ -256,6 +266,8 @@ class AuditWorker:
                 self._last_batch = batch.written
                 metrics.AUDIT_LOG_SECONDS.observe(trio.current_time() - began)
                 metrics.AUDIT_BATCH_ENTRIES.observe(batch.written)
+                if self._on_chained is not None:
+                    self._on_chained(batch)
             return batch
 
     async def _failed(self, error: Exception) -> None:

@@ -20,7 +20,7 @@ import trio
 import typer
 
 from relay.access import minting
-from relay.access.identity import KNOWN_SCOPES, PROXY_SUBMIT
+from relay.access.identity import AUDIT_READ, KNOWN_SCOPES, PROXY_SUBMIT
 from relay.access.minting import NAME_BYTES_MAX, MintProblem, NewToken
 from relay.asyncpg_trio import Connection
 from relay.asyncpg_trio.errors import UndefinedTableError
@@ -59,6 +59,8 @@ def mint(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make a token and print it. It cannot be shown again."""
+    if channel_list is not None and AUDIT_READ in _scopes(scopes):
+        raise typer.BadParameter(f"{AUDIT_READ} is about all channels at once", param_hint="--channels")
     settings = load_settings(data_dir=data_dir, database_url=database_url)
     made = None if pubkey is not None else SecretKey.from_bytes(secrets.token_bytes(32))
     new = NewToken(
@@ -166,9 +168,10 @@ def _name(text: str) -> str:
 
 def _scopes(text: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if unknown := [scope for scope in found if scope not in KNOWN_SCOPES and scope != PROXY_SUBMIT]:
-        known = ", ".join([*sorted(KNOWN_SCOPES), PROXY_SUBMIT])
-        raise typer.BadParameter(f"unknown: {', '.join(unknown)}. Known are {known}", param_hint="--scopes")
+    known = [*sorted(KNOWN_SCOPES), AUDIT_READ, PROXY_SUBMIT]
+    if unknown := [scope for scope in found if scope not in known]:
+        text = f"unknown: {', '.join(unknown)}. Known are {', '.join(known)}"
+        raise typer.BadParameter(text, param_hint="--scopes")
     if not found:
         raise typer.BadParameter("must not be empty", param_hint="--scopes")
     return found

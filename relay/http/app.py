@@ -19,6 +19,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from relay import metrics
 from relay.http import (
     agents,
+    audit,
+    audit_witness,
     bridge,
     channels,
     conditional,
@@ -56,7 +58,7 @@ CALLERS_MAX: Final = 100
 
 RESOURCES: Final = (
     discovery, channels, messages, threads, reactions, events, dms, feed, search, agents, presence, users, social,
-    tokens, bridge, docs,
+    tokens, bridge, audit, audit_witness, docs,
 )  # fmt: skip
 
 _EXPECTED: Final = (ApiError, HTTPException)

@@ -69,5 +69,6 @@ def measure(parts: Services) -> None:
     audit = parts.audit.statistics()
     metrics.AUDIT_QUEUE_ENTRIES.set(audit.queued)
     metrics.AUDIT_HEAD_SEQ.set(audit.head_seq)
+    metrics.AUDIT_HELD_ENTRIES.set(audit.held)
     metrics.AUDIT_OUTBOX_AGE_SECONDS.set(audit.oldest_outbox_seconds)
     metrics.SUBSCRIPTIONS_ACTIVE.set(parts.hub.statistics().subscriptions)

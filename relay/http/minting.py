@@ -17,7 +17,7 @@ import orjson
 
 from relay.access import minting
 from relay.access.authenticate import TokenProblem
-from relay.access.identity import KNOWN_SCOPES, PROXY_SUBMIT, AuthMethod, Caller
+from relay.access.identity import AUDIT_READ, KNOWN_SCOPES, PROXY_SUBMIT, AuthMethod, Caller
 from relay.access.minting import ACTIVE_MAX, NAME_BYTES_MAX, SELF_MINTABLE, MintProblem, NewToken
 from relay.audit.entry import Action
 from relay.errors import Refusal
@@ -144,7 +144,7 @@ def _scopes(wanted: Sequence[str], caller: Caller) -> tuple[str, ...]:
         raise ApiError(400, "invalid_scopes: scopes must not be empty")
     for scope in wanted:
         if scope not in SELF_MINTABLE:
-            what = "scope requires admin" if scope in KNOWN_SCOPES or scope == PROXY_SUBMIT else "unknown scope"
+            what = "scope requires admin" if scope in (*KNOWN_SCOPES, PROXY_SUBMIT, AUDIT_READ) else "unknown scope"
             raise ApiError(400, "invalid_scopes", f"{what}: {scope}")
     for scope in wanted:
         if caller.method is not AuthMethod.NIP98 and not caller.has(scope):

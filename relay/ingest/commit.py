@@ -12,12 +12,15 @@ What can go wrong, and what follows:
 * a row that the server refuses (classes 22, 23 and 54): the batch is halved until that row stands alone and is refused;
 * the connection is lost before COMMIT: tried again; at COMMIT: the server is asked what became of it;
 * the server is short of something or shutting down: tried again for some seconds, then the batch is refused whole.
+
+Audit entries that belong to no event ride along. Those that the store does not take go to the spool: whoever waits for
+one learns only that it is durable.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -29,6 +32,7 @@ from relay.asyncpg_trio.errors import CommitOutcomeUnknown, ConnectionLost, Post
 from relay.audit import outbox
 from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.queue import Producer
+from relay.audit.spool import Spool, SpoolError
 from relay.audit.uuids import new_uuids
 from relay.errors import StoreError
 from relay.fanout.items import Batch, Live
@@ -50,6 +54,8 @@ log = structlog.get_logger()
 ROW_AT_FAULT = ("22", "23", "54")
 BATCH_BYTES_MAX = 4 << 20
 """Of the events of one batch, less the last: one statement of 500 large ones would hold up everybody's small one."""
+LAST_SPOOL_SECONDS = 0.5
+"""For the counts that are left at the end, when the deadline of the drain has passed already."""
 
 
 @dataclass(eq=False, slots=True)
@@ -61,11 +67,19 @@ class Submission:
     entries: list[Entry] = field(default_factory=list)
     done: trio.Event | None = None
     failed: bool = False
+    settled: bool = False
+    """Entries alone: they are durable, or everything that could be done for it has failed."""
     outcome: Outcome | None = None
 
     @property
     def bytes(self) -> int:
         return 0 if self.admission is None else len(self.admission.event.json)
+
+    def settle(self, *, failed: bool = False) -> None:
+        """Entries alone: wakes whoever waits for them."""
+        self.failed, self.settled = failed, True
+        if self.done is not None:
+            self.done.set()
 
     def resolve(self, outcome: Outcome) -> None:
         """Tells the ticket, once."""
@@ -98,7 +112,13 @@ class CommitTask:
         dispatcher: trio.MemorySendChannel[Batch],
         producer: Producer,
         batch_max: int,
+        spool: Spool | None = None,
+        last_entries: Callable[[], list[Entry]] = list,
     ) -> None:
+        """`last_entries` is asked once, when the queue has ended: what nobody waits for and must not be lost."""
+        self._spool = spool
+        self._last_entries = last_entries
+        self._in_hand: list[Submission] = []
         self._own = own
         self._directory = directory
         self._submissions = submissions
@@ -110,7 +130,7 @@ class CommitTask:
         """Takes submissions until there will be none."""
         task_status.started()
         try:
-            async with self._submissions, self._dispatcher:
+            async with self._dispatcher:
                 async for first in self._submissions:
                     batch, size = [first], first.bytes
                     while len(batch) < self._batch_max and size < BATCH_BYTES_MAX:
@@ -119,10 +139,31 @@ class CommitTask:
                         except (trio.WouldBlock, trio.EndOfChannel):
                             break
                         size += batch[-1].bytes
+                    self._in_hand = batch
                     await self._commit(batch)
+                # After the queue: a refusal may be counted as long as there is somebody to refuse.
+                if entries := self._last_entries():
+                    self._in_hand = [Submission(None, None, entries)]
+                    await self._commit(self._in_hand)
         finally:
             self._producer.close()
             self._own.close()
+            await self._spool_what_is_left()
+
+    async def _spool_what_is_left(self) -> None:
+        """When this task is ended while the database is stuck: entries that nobody waits for are still to be kept."""
+        left = self._in_hand
+        while True:
+            try:
+                left.append(self._submissions.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel):
+                break
+        self._submissions.close()
+        alone = [each for each in left if each.admission is None and each.done is None and not each.settled]
+        entries = [entry for each in alone for entry in each.entries] + self._last_entries()
+        if entries:
+            with trio.move_on_after(LAST_SPOOL_SECONDS, shield=True):
+                await self._to_spool(entries)
 
     async def _commit(self, batch: list[Submission]) -> None:
         started = time.perf_counter()
@@ -146,9 +187,9 @@ class CommitTask:
             if sqlstate_class(error) in ROW_AT_FAULT and len(part) + bool(records) > 1:
                 await self._divide(part, records)
             else:
-                self._fail(part, records, error)
+                await self._fail(part, records, error)
         except (ConnectionLost, StoreError) as error:
-            self._fail(part, records, error)
+            await self._fail(part, records, error)
         else:
             await self._after_commit(part, entries, records, result)
 
@@ -208,8 +249,7 @@ class CommitTask:
         self._answer(part, result)
         for record in records:
             chained += record.entries
-            if record.done is not None:
-                record.done.set()
+            record.settle()
         await hand_over(self._producer, chained)
 
     def _answer(self, part: list[Submission], result: _Result) -> None:
@@ -228,15 +268,27 @@ class CommitTask:
             submission.resolve(outcome)
         _flush(part)
 
-    def _fail(self, part: Sequence[Submission], records: Sequence[Submission], error: Exception) -> None:
+    async def _fail(self, part: Sequence[Submission], records: Sequence[Submission], error: Exception) -> None:
         log.error("events could not be stored", events=len(part), error=str(error), kind=type(error).__name__)
         for submission in part:
             submission.resolve(Outcome.refused(refusal(error)))
         _flush(part)
-        for record in records:
-            record.failed = True
-            if record.done is not None:
-                record.done.set()
+        if records:
+            kept = await self._to_spool([entry for record in records for entry in record.entries])
+            for record in records:
+                record.settle(failed=not kept)
+
+    async def _to_spool(self, entries: list[Entry]) -> bool:
+        """Whether the entries are durable now."""
+        if self._spool is None:
+            log.error("audit entries could not be stored", entries=len(entries))
+            return False
+        try:
+            await self._spool.append(entries)
+        except SpoolError as error:
+            log.error("audit entries could not be stored", entries=len(entries), error=str(error))
+            return False
+        return True
 
 
 def _answer_twins(twins: list[Submission], firsts: dict[str, Submission]) -> list[Submission]:

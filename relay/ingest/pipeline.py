@@ -17,10 +17,12 @@ import trio
 from relay.access.directory import Directory
 from relay.access.identity import Caller
 from relay.asyncpg_trio import Pool
+from relay.asyncpg_trio.errors import CommitOutcomeUnknown
 from relay.audit.entry import Action, Entry
+from relay.audit.spool import Spool, SpoolError
 from relay.audit.worker import AuditWorker
 from relay.config import Settings
-from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, TOO_BUSY, Refusal, StoreBusy, StoreGone
+from relay.errors import INTERNAL_ERROR, SHUTTING_DOWN, TOO_BUSY, Refusal, StoreGone
 from relay.fanout.hub import Hub
 from relay.fanout.items import Batch, Live
 from relay.ingest import content, deletions, group_edits, groups, measure
@@ -45,6 +47,9 @@ __all__ = ["Ingest"]
 log = structlog.get_logger()
 
 NOTES_SECONDS = 15
+# While entries wait in the spool; sooner when another one was made durable, since then the store may be back.
+REPLAY_SECONDS = 2
+REPLAY_SECONDS_MAX = 30
 
 # `finish` was called, or the task at the other end of the queue has died.
 _ENDED = (trio.ClosedResourceError, trio.BrokenResourceError)
@@ -91,7 +96,10 @@ class Ingest:
         audit: AuditWorker,
         key: SecretKey,
         now_us: Callable[[], int],
+        spool: Spool | None = None,
     ) -> None:
+        self._spool = spool
+        self._replay_now = trio.Event()
         self._settings = settings
         self._connect = connect
         self._directory = directory
@@ -102,6 +110,7 @@ class Ingest:
         self._pool = pool
         self._admitter = Admitter(settings, directory, pool, now_us, relay_pubkey=key.public_hex)
         self._notes = Notes()
+        self._counts: list[Entry] = []  # taken from the notes, and not queued yet
         self._closed = False
         self._dispatcher = hub.dispatcher()
         self._plain_in, self._plain_out = trio.open_memory_channel[Submission](settings.commit_queue)
@@ -228,20 +237,31 @@ class Ingest:
         return await self._run(apply, actor, self._now_us())
 
     async def record(self, entries: Sequence[Entry]) -> None:
-        """Makes audit entries durable with the next group commit.
+        """Makes audit entries durable: with the next group commit, or in the spool where the store does not take them.
 
         Raises:
-            StoreGone: They could not be stored.
+            StoreGone: Neither took them.
         """
         submission = Submission(None, None, list(entries), trio.Event())
         try:
             await self._plain_in.send(submission)
         except _ENDED as error:
-            raise StoreGone("nothing is stored any more") from error
+            await self._to_spool(entries, error)
+            return
         assert submission.done is not None
         await submission.done.wait()
         if submission.failed:
             raise StoreGone("the audit entry could not be stored")
+        if self._spool is not None and self._spool.pending:
+            self._replay_now.set()
+
+    async def _to_spool(self, entries: Sequence[Entry], cause: BaseException) -> None:
+        if self._spool is None:
+            raise StoreGone("nothing is stored any more") from cause
+        try:
+            await self._spool.append(entries)
+        except SpoolError as error:
+            raise StoreGone(f"nothing is stored any more, and {error}") from cause
 
     def note(self, action: Action, who: str, reason: str) -> None:
         """Counts a refusal for the audit log. Never waits."""
@@ -258,6 +278,8 @@ class Ingest:
             dispatcher=self._hub.dispatcher(),
             producer=self._audit.producer(),
             batch_max=self._settings.commit_batch,
+            spool=self._spool,
+            last_entries=partial(self._counts_due, everything=True),
         )
         tasks: list[tuple[str, Task]] = [("commit task", commit.run)]
         turns = Turns()
@@ -279,12 +301,17 @@ class Ingest:
         return OwnConnection(self._connect, name=name, patience_seconds=PATIENCE_SECONDS)
 
     async def run_notes(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Writes the counted refusals now and then. Owner: root nursery; ends by cancellation."""
+        """Writes the counted refusals now and then, and empties the spool when the store is back. Owner: root nursery;
+        ends by cancellation: what is left then is the commit task's to write."""
         task_status.started()
+        wait_seconds = NOTES_SECONDS
         while True:
-            await trio.sleep(NOTES_SECONDS)
-            if entries := self._notes.take(self._now_us()):
-                await self._record_or_log(entries)
+            with trio.move_on_after(wait_seconds):
+                await self._replay_now.wait()
+            self._replay_now = trio.Event()
+            self._submit_counts()
+            await self._empty_spool()
+            wait_seconds = REPLAY_SECONDS if self._spool is not None and self._spool.pending else NOTES_SECONDS
 
     async def run_reaper(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Reaper`. Owner: root nursery; ends by cancellation."""
@@ -300,23 +327,42 @@ class Ingest:
 
         return Reaper(submit, self._pool, pubkey=self._key.public_hex, seconds=self._settings.reaper_seconds)
 
-    async def _record_or_log(self, entries: list[Entry]) -> None:
-        try:
-            await self.record(entries)
-        except (StoreGone, StoreBusy) as error:
-            log.warning("counted refusals could not be stored", entries=len(entries), error=str(error))
-
     def close(self) -> None:
         """From now on nothing new is admitted; what was admitted goes on."""
         self._closed = True
 
     def finish(self) -> None:
-        """No more submissions will come: queues the last counts, and the tasks end when their queues are empty."""
-        if entries := self._notes.take(self._now_us(), everything=True):
-            try:
-                self._plain_in.send_nowait(Submission(None, None, entries))
-            except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-                log.warning("counted refusals could not be stored", entries=len(entries))
+        """No more submissions will come: the tasks end when their queues are empty, the commit task with the counts."""
         self._plain_in.close()
         self._work_in.close()
         self._dispatcher.close()
+
+    # -- what has no transaction of its own ------------------------------------------------------------------------
+
+    def _submit_counts(self) -> None:
+        """Queues the counts that are due; where there is no room, the next time. Nobody waits for them."""
+        entries = self._counts_due()
+        if not entries:
+            return
+        try:
+            self._plain_in.send_nowait(Submission(None, None, entries))
+        except (trio.WouldBlock, *_ENDED):
+            self._counts = entries
+
+    def _counts_due(self, *, everything: bool = False) -> list[Entry]:
+        entries, self._counts = self._counts, []
+        # Those of later minutes wait in the notes meanwhile, which are bounded.
+        if not entries or everything:
+            entries += self._notes.take(self._now_us(), everything=everything)
+        return entries
+
+    async def _empty_spool(self) -> None:
+        """Moves what is in the spool into the outbox, if the store is back; the sweep of the audit worker finds it."""
+        if self._spool is None or not self._spool.pending:
+            return
+        try:
+            with trio.fail_after(REPLAY_SECONDS_MAX):
+                async with self._pool.acquire() as con:
+                    await self._spool.replay(con)
+        except (*STORE_FAILURES, CommitOutcomeUnknown, SpoolError, OSError, trio.TooSlowError) as error:
+            log.warning("the audit spool stays as it is", error=str(error), kind=type(error).__name__)

@@ -104,6 +104,7 @@ COMPLIANCE_EXPORT: Final = 48002
 KNOWLEDGE_CRYSTAL_CREATED: Final = 48003
 KNOWLEDGE_CRYSTAL_APPROVED: Final = 48004
 KNOWLEDGE_CRYSTAL_UPDATED: Final = 48005
+AUDIT_CHECKPOINT: Final = 48010  # signed by the relay: a tree head of its audit log
 
 HUDDLE_STARTED: Final = 48100
 HUDDLE_PARTICIPANT_JOINED: Final = 48101
@@ -143,8 +144,8 @@ def _labelled() -> dict[int, str]:
     ranges = [
         (0, 9), (1059, 1059), (1063, 1063), (9000, 9022), (9100, 9100), (9110, 9110), (9900, 9900), (20001, 20002),
         (24134, 24134), (30023, 30023), (39000, 39003), (40002, 40100), (41001, 41003), (42001, 42003), (43001, 43006),
-        (44001, 44004), (44100, 44101), (45001, 45003), (46001, 46012), (47001, 47003), (48001, 48005), (48100, 48105),
-        (49001, 49001),
+        (44001, 44004), (44100, 44101), (45001, 45003), (46001, 46012), (47001, 47003), (48001, 48005), (48010, 48010),
+        (48100, 48105), (49001, 49001),
     ]  # fmt: skip
     return {kind: str(kind) for first, last in ranges for kind in range(first, last + 1)}
 

@@ -35,6 +35,8 @@ class Record:
     refused: dict[str, str] = field(default_factory=dict)
     """Reason by id; those that were accepted at another time are taken out."""
     delivered: set[str] = field(default_factory=set)
+    logins: int = 0
+    """How many were answered OK true."""
 
     def answer(self, event_id: str, accepted: bool, message: str) -> None:
         if message == "duplicate:" and self.sent[event_id] == PROFILE:
@@ -129,9 +131,10 @@ class Load:
         self._record = record
         self._poll = select.epoll()
         self._by_fd: dict[int, Talker] = {}
-        channel = _uuid(chance)
+        self.channel = channel = _uuid(chance)
         for number in range(connections):
             client = Client("127.0.0.1", port, key(number))
+            record.logins += 1
             if number == 0:
                 created = event(client.secret, 9007, "", [["h", channel], ["name", "torture"], ["visibility", "open"]])
                 record.sent[created.id] = created.kind

@@ -12,12 +12,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from relay.audit.checkpoint_file import FILE_NAME
+from relay.embedded import cluster
 from relay.embedded.process import living_in
 from scripts.benchmarks.target import RATES, free_port
 
@@ -25,6 +27,20 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 60.0
 VERIFY_SECONDS = 120.0
 PROBE_SECONDS = 0.01
+
+_BIN = Path(sys.executable).parent
+_BIND = "127.0.0.1:{port}"
+FORMS: Mapping[str, tuple[str, ...]] = {
+    "relay serve": (str(_BIN / "relay"), "serve"),
+    "python -m relay": (sys.executable, "-m", "relay"),
+    "hypercorn -c": (str(_BIN / "hypercorn"), "-c", str(ROOT / "hypercorn.toml"), "-b", _BIND, "relay.asgi:app"),
+    "hypercorn -w 0": (str(_BIN / "hypercorn"), "-k", "trio", "-w", "0", "-b", _BIND, "relay.asgi:app"),
+    "hypercorn -w 1": (str(_BIN / "hypercorn"), "-k", "trio", "-w", "1", "-b", _BIND, "relay.asgi:app"),
+}
+
+
+class NotReadyError(Exception):
+    """The relay ended at its start, or takes for ever; the text is the end of its log."""
 
 
 @dataclass
@@ -34,6 +50,14 @@ class Relay:
     base: Path
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    command: Sequence[str] = (sys.executable, "-m", "relay", "serve")
+    """How the next process is started, in `base`."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Over those that every relay here has."""
+    own_dsn: str | None = None
+    """For questions, where the database is not the embedded one."""
+    others: list[Relay] = field(default_factory=list)
+    """On the same database."""
 
     @property
     def data_dir(self) -> Path:
@@ -58,14 +82,22 @@ class Relay:
             "SPROUT_LOG_FORMAT": "json",
             # A few keys write as fast as they can, all of them from one address.
             **dict.fromkeys(RATES, "0"),
+            **self.settings,
         }
+
+    @property
+    def dsn(self) -> str:
+        """Where the database can be asked, by us."""
+        return self.own_dsn or cluster.dsn(cluster.socket_dir_of(self.data_dir))
 
     def spawn(self) -> None:
         assert self.process is None
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "relay", "serve"], env=self._environment, stdout=log, stderr=log
-            )
+                [part.format(port=self.port) for part in self.command],
+                env=self._environment, cwd=self.base, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
     def start(self) -> float:
         """Returns when it is ready: how many seconds that took."""
@@ -73,15 +105,21 @@ class Relay:
         self.spawn()
         assert self.process is not None
         while readiness(self.port, 5) != 200:
-            assert self.process.poll() is None, self.last_words()
-            assert time.monotonic() < began + READY_SECONDS, self.last_words()
+            if self.process.poll() is not None or time.monotonic() > began + READY_SECONDS:
+                raise NotReadyError(self.last_words())
             time.sleep(PROBE_SECONDS)
         return time.monotonic() - began
 
-    def signal(self, number: signal.Signals) -> None:
-        """Safe in any thread; nothing happens to a process that has ended."""
-        if self.process is not None:
-            self.process.send_signal(number)
+    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        """Safe in any thread; nothing happens to a process that has ended. `group`: as a terminal does it."""
+        process = self.process
+        if process is None or process.poll() is not None:
+            return
+        if group:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
 
     def wait(self, seconds: float) -> int:
         """The exit code (negative: a signal)."""
@@ -106,13 +144,19 @@ class Relay:
         """`relay audit verify`: exit code and everything it said."""
         done = subprocess.run(
             [sys.executable, "-m", "relay", "audit", "verify"],
-            env=self._environment, capture_output=True, text=True, timeout=VERIFY_SECONDS, check=False,
+            env=self._environment | ({"DATABASE_URL": self.own_dsn} if self.own_dsn else {}),
+            cwd=self.base, capture_output=True, text=True, timeout=VERIFY_SECONDS, check=False,
         )  # fmt: skip
         return done.returncode, (done.stdout + done.stderr).strip()
 
+    def checkpoint_files(self) -> list[Path]:
+        """Its own, and those of other relays on the same database."""
+        return [*self.base.glob(f"data/{FILE_NAME}"), *self.base.glob(f"*/data/{FILE_NAME}")]
+
     def crashes(self) -> list[str]:
         """Lines of the log that tell of a bug, whoever was killed meanwhile."""
-        lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
+        logs = [relay.log_path for relay in (self, *self.others) if relay.log_path.exists()]
+        lines = [line for path in logs for line in path.read_text(errors="replace").splitlines()]
         return [line[:600] for line in lines if "a supervised task crashed" in line or line.startswith("Traceback")]
 
     def last_words(self) -> str:
@@ -120,6 +164,9 @@ class Relay:
 
     def end(self) -> None:
         """Nothing of it is left afterwards."""
+        for other in self.others:
+            other.end()
+        self.signal(signal.SIGKILL, group=True)  # Hypercorn's worker too
         self.kill()
         for pid in self.postgres():
             with suppress(ProcessLookupError):
@@ -143,10 +190,15 @@ def fresh_relay(*, keep: bool = False) -> Iterator[Relay]:
 
 
 def kill_postgres(relay: Relay, chance: random.Random) -> str:
-    """One of three ways for a server to die; says which."""
+    """One of four ways for a server to die; says which."""
     everybody = relay.postgres()
     postmaster = relay.postmaster()
     others = [pid for pid in everybody if pid != postmaster]
+    if chance.random() < 0.25:
+        # PostgreSQL's immediate shutdown, as of `pg_ctl stop -m immediate`: no checkpoint, no farewell.
+        with suppress(ProcessLookupError):
+            os.kill(postmaster, signal.SIGQUIT)
+        return "by an immediate stop"
     way, victims = chance.choice(
         [
             # What is in shared memory only is lost, with the transaction ids under which it was done.

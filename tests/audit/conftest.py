@@ -9,13 +9,16 @@ import pytest
 import relay.store
 from relay.asyncpg_trio import Pool, connect
 
-MIGRATION = Path(relay.store.__file__).parent / "migrations" / "0002_audit.sql"
+MIGRATIONS = Path(relay.store.__file__).parent / "migrations"
+MIGRATION = MIGRATIONS / "0002_audit.sql"
+CHECKPOINTS = MIGRATIONS / "0009_checkpoints.sql"
 
 
 @pytest.fixture
 async def con(empty_dsn):
     connection = await connect(empty_dsn)
     await connection.execute(MIGRATION.read_text())
+    await connection.execute(CHECKPOINTS.read_text())
     yield connection
     connection.terminate()
 

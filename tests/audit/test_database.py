@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.asyncpg_trio import CommitOutcomeUnknown, ConnectionLost, Pool, PostgresError, connect
-from relay.asyncpg_trio.errors import UniqueViolationError
+from relay.asyncpg_trio.errors import LockNotAvailableError, QueryCanceledError, UniqueViolationError
 from relay.audit import log, outbox
 from relay.audit.chain import GENESIS, hash_v2, link
 from relay.audit.log import ADVISORY_LOCK, chain_outbox, read_rows
@@ -200,6 +200,143 @@ class TestAmbiguousCommit:
             assert (worker.report.written, worker.report.left, worker.report.finished) == (20, 0, True)
             assert worker.statistics().errors_total == 1
             await assert_exactly_once(con, entries(1, 20))
+
+
+class TestLimits:
+    @pytest.mark.parametrize("entries_max", [0, 501])
+    async def test_a_batch_is_no_larger_than_500(self, con, pool, entries_max):
+        with pytest.raises(ValueError, match="1 to 500"):
+            await log.chain_batch(con, entries_max=entries_max)
+        with pytest.raises(AssertionError):
+            PoolSink(pool, entries_max=entries_max)
+
+    async def test_the_server_itself_ends_what_takes_too_long(self, con):
+        async with con.transaction(isolation="read_committed"):
+            await log.chain_batch(con)
+            limits = [await con.fetchval(f"SHOW {name}") for name in ("lock_timeout", "statement_timeout")]
+        assert limits == ["2s", "5s"]
+        assert await con.fetchval("SHOW statement_timeout") == "0"  # they are the transaction's, not the session's
+
+    async def test_a_statement_that_takes_too_long_is_a_retry(self, con, pool, monkeypatch):
+        monkeypatch.setattr(log, "_LOCK", log._LOCK.replace("statement_timeout = 5000", "statement_timeout = 30"))
+        await outbox.insert(con, entries(1, 1))
+        slow = "BEGIN PERFORM pg_sleep(CASE WHEN current_setting('statement_timeout') = '30ms' THEN 5 ELSE 0 END);"
+        await con.execute(f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ {slow} RETURN NEW; END $$")
+        await con.execute("CREATE TRIGGER slow BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE FUNCTION slow()")
+        sink = PoolSink(pool)
+        with pytest.raises(QueryCanceledError):
+            await sink.chain_batch()
+        await con.execute("DROP TRIGGER slow ON audit_log")
+        assert (await sink.chain_batch()).written == 1
+        await assert_exactly_once(con, entries(1, 1))
+
+
+class TestHeldRows:
+    """A session that keeps rows of the outbox locked holds up those rows, and nothing else."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        monkeypatch.setattr(log, "_LOCK", log._LOCK.replace("lock_timeout = 2000", "lock_timeout = 20"))
+
+    @pytest.fixture
+    async def hold(self, con, empty_dsn):
+        other = await connect(empty_dsn)
+
+        async def hold(*numbers):
+            await other.execute("ROLLBACK; BEGIN")
+            uuids = [one.uuid for one in entries(1, 20) if int(one.uuid[-4:], 16) in numbers]
+            await other.fetch("SELECT FROM audit_outbox WHERE uuid = ANY ($1::uuid[]) FOR UPDATE", uuids)
+
+        yield hold
+        other.terminate()
+
+    async def test_the_others_are_chained_and_the_held_are_known(self, con, pool, hold):
+        await outbox.insert(con, entries(1, 5))
+        await hold(2, 4)
+        sink = PoolSink(pool)
+        with pytest.raises(LockNotAvailableError):
+            await sink.chain_batch()
+        batch = await sink.chain_batch()
+        assert (batch.written, batch.full, batch.held) == (3, False, (entry(2).uuid, entry(4).uuid))
+        await outbox.insert(con, entries(6, 2))
+        batch = await sink.chain_batch()  # as long as it lasts, without a timeout each time
+        assert (batch.written, len(batch.held)) == (2, 2)
+        await hold()
+        batch = await sink.chain_batch()
+        assert (batch.written, batch.held) == (2, ())
+        assert [int(one.uuid[-4:], 16) for one in await chained(con)] == [1, 3, 5, 6, 7, 2, 4]
+        await assert_exactly_once(con, entries(1, 7))
+
+    async def test_full_batches_go_on_past_them(self, con, pool, hold):
+        await outbox.insert(con, entries(1, 9))
+        await hold(1, 2, 3)
+        sink = PoolSink(pool, entries_max=2)
+        with pytest.raises(LockNotAvailableError):
+            await sink.chain_batch()
+        batches = [await sink.chain_batch() for _ in range(4)]
+        assert [(one.written, one.full) for one in batches] == [(2, True), (2, True), (2, True), (0, False)]
+        assert batches[-1].held == tuple(one.uuid for one in entries(1, 2))  # as many as a batch has
+        await hold()
+        await chain_outbox(con)
+        await assert_exactly_once(con, entries(1, 9))
+
+    async def test_the_worker_counts_them_until_they_are_free(self, con, pool, hold, monkeypatch):
+        monkeypatch.setattr("relay.audit.worker.SWEEP_SECONDS", 0.02)
+        worker = AuditWorker(PoolSink(pool))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
+            with worker.producer() as producer:
+                await outbox.insert(con, entries(1, 6))
+                await hold(1)
+                await producer.send(entries(1, 6))
+                await until(lambda: worker.statistics().held == 1)
+                assert worker.statistics().written_total == 5
+                await hold()
+                await until(lambda: worker.statistics().written_total == 6)
+                assert worker.statistics().held == 0
+            worker.begin_drain(trio.current_time() + 5)
+        assert worker.report.left == 0
+        await assert_exactly_once(con, entries(1, 6))
+
+    async def test_at_the_end_they_are_left_and_said_to_be(self, con, pool, hold):
+        worker = AuditWorker(PoolSink(pool))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
+            with worker.producer() as producer:
+                await outbox.insert(con, entries(1, 6))
+                await hold(3, 5)
+                await producer.send(entries(1, 6))
+            worker.begin_drain(trio.current_time() + 5)
+        assert (worker.report.written, worker.report.left) == (4, 2)
+
+    async def test_a_dead_nodes_rows_behind_a_held_one_are_swept_up(self, con, pool, hold, monkeypatch):
+        monkeypatch.setattr("relay.audit.worker.SWEEP_SECONDS", 0.02)
+        monkeypatch.setattr("relay.audit.worker.ORPHAN_SECONDS", 0.05)
+        worker = AuditWorker(PoolSink(pool))
+        await outbox.insert(con, entries(1, 6))  # and nobody tells the worker
+        await hold(1)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
+            await until(lambda: worker.statistics().written_total == 5)
+            await hold()
+            await until(lambda: worker.statistics().written_total == 6)
+            worker.begin_drain(trio.current_time() + 5)
+        await assert_exactly_once(con, entries(1, 6))
+
+    async def test_the_start_does_not_wait_for_them(self, con, empty_dsn, hold):
+        await outbox.insert(con, entries(1, 6))
+        await hold(1)
+        assert await chain_outbox(con) == 5
+        await hold()
+        assert await chain_outbox(con) == 1
+        await assert_exactly_once(con, entries(1, 6))
+
+    async def test_a_writer_that_never_ends_is_an_error_of_the_start(self, con, empty_dsn):
+        other = await connect(empty_dsn)
+        await other.execute(f"SELECT pg_advisory_lock({ADVISORY_LOCK})")
+        with pytest.raises(LockNotAvailableError):
+            await chain_outbox(con)
+        other.terminate()
 
 
 class TestWorker:

@@ -123,7 +123,9 @@ async def run_order(items: Sequence[Item], loaded_at: int, seen: int) -> dict[st
         }
 
 
-@pytest.mark.parametrize("audience", [private(ALICE), private(ALICE, BOB, CAROL), OPEN, None], ids=["alone", "three", "open", "unknown"])
+@pytest.mark.parametrize(
+    "audience", [private(ALICE), private(ALICE, BOB, CAROL), OPEN, None], ids=["alone", "three", "open", "unknown"]
+)
 async def test_every_order_of_changes_events_and_loads(audience: Audience | None) -> None:
     changes = [Joined(CHANNEL, CAROL.pubkey), Left(CHANNEL, BOB.pubkey), Redefined(CHANNEL, audience)]
     event = Live(ALICE.sign(9, "x"), CHANNEL, None)

@@ -99,6 +99,11 @@ class StandIn:
     def abort(self) -> None:
         self.note("abort")
 
+    async def seal(self) -> None:
+        self.note("seal")
+        await self._fault("seal")
+        self.note("sealed")
+
     def drain_result(self) -> tuple[bool, int]:
         return "audit deadline" not in self.names, self.left
 

@@ -16,6 +16,8 @@ import orjson
 from relay import __version__
 from relay.http.openapi import (
     agents,
+    audit,
+    audit_witness,
     bridge,
     channels,
     discovery,
@@ -36,7 +38,7 @@ from relay.http.openapi.parts import ERROR, INTEGER, JSON, STRING, Schema, heade
 
 _RESOURCES: Final = (
     discovery, channels, messages, threads, reactions, events, dms, feed, search, agents, presence, users, social,
-    tokens, bridge, docs,
+    tokens, bridge, audit, audit_witness, docs,
 )  # fmt: skip
 
 # Open, unlike all others: a problem may carry more than what the RFC names.
@@ -75,6 +77,7 @@ _TAGS: Final[Mapping[str, str]] = {
     "social": "Notes and contact lists.",
     "tokens": "API tokens: made, listed and revoked by their owner.",
     "bridge": "NIP-01 over HTTP: filters in, events out, with requests that are signed one by one.",
+    "audit": "What the relay has signed about its audit log, and proofs of it, for auditors.",
     "docs": "This document.",
 }
 
