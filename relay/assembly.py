@@ -382,7 +382,7 @@ class Parts:
 
     def drain_result(self) -> tuple[bool, int]:
         report = self._audit_worker.report
-        return (True, 0) if report is None else (report.finished, report.left)
+        return (True, 0) if report is None else (report.finished, self._audit_worker.left)
 
 
 def _audit_worker(settings: Settings, pool: Pool, checkpointer: Checkpointer) -> AuditWorker:

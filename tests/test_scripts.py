@@ -9,7 +9,10 @@ import pytest
 
 from tests.support.launching import REPOSITORY
 
-SCRIPTS = ("scripts/serve", "scripts/test", "scripts/check", "scripts/race", ".ci/run")
+SCRIPTS = (
+    "scripts/serve", "scripts/test", "scripts/check", "scripts/race", "scripts/simulate", "scripts/torture",
+    "scripts/spool_faults", ".ci/run",
+)  # fmt: skip
 
 
 def sourced(command: str, **environment: str) -> subprocess.CompletedProcess[str]:

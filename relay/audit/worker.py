@@ -147,6 +147,11 @@ class AuditWorker:
         self._linger_scope.cancel()
         self._queue.close_to_new()
 
+    @property
+    def left(self) -> int:
+        """Entries handed to us and not known to be chained, by now: a producer may still come after `report`."""
+        return len(self._queue.pending)
+
     def statistics(self) -> AuditStatistics:
         oldest = self._oldest_seconds()
         return AuditStatistics(
