@@ -11,7 +11,7 @@ from tests.support.launching import REPOSITORY
 
 SCRIPTS = (
     "scripts/serve", "scripts/test", "scripts/check", "scripts/race", "scripts/simulate", "scripts/torture",
-    "scripts/spool_faults", ".ci/run",
+    ".ci/run",
 )  # fmt: skip
 
 
