@@ -117,3 +117,10 @@ class Refused(RelayError):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.text)
         self.refusal = refusal
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group and in the groups in it; an error that is no group is its own only one."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]

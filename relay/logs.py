@@ -13,8 +13,9 @@ from typing import Any
 
 import structlog
 
-# Hypercorn reports each listening socket in words of its own; the supervisor says it better and once.
-_QUIET = {"hypercorn.error": logging.WARNING}
+# Hypercorn reports each listening socket in words of its own; the supervisor says it better and once. The HTTP client
+# writes a line for each request, with the address, and addresses may carry passwords.
+_QUIET = {"hypercorn.error": logging.WARNING, "httpx2": logging.WARNING}
 
 
 def configure(level: str, format_: str) -> None:

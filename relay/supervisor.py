@@ -49,7 +49,7 @@ import trio
 from relay.config import Settings
 from relay.database import Database, DatabaseUnreachable, open_database
 from relay.embedded import EmbeddedError
-from relay.errors import AuditError, ConfigError, MigrationError
+from relay.errors import AuditError, ConfigError, MigrationError, leaves
 from relay.last_message import ASGIApp
 from relay.shutdown import Ends, ExitCode, Stop, Stoppable, finish, run_script, seal, stop_signals
 from relay.watchdog import Watchdog
@@ -251,7 +251,7 @@ class _Tasks:
 
 def _explain(stop: Stop, group: BaseExceptionGroup[Exception]) -> ExitCode:
     """Why the relay did not start, or died outside of every task: a sentence where it is ours, a traceback if not."""
-    errors = list(_leaves(group))
+    errors = leaves(group)
     for error in errors:
         if not stop.started and isinstance(error, (*_REFUSALS, DatabaseUnreachable)):
             log.error("the relay does not start", reason=str(error))
@@ -264,9 +264,3 @@ def _explain(stop: Stop, group: BaseExceptionGroup[Exception]) -> ExitCode:
     if all(isinstance(error, DatabaseUnreachable) for error in errors):
         return ExitCode.UNFINISHED
     return ExitCode.CRASHED
-
-
-def _leaves(error: BaseException) -> Sequence[Exception]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error] if isinstance(error, Exception) else []

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 
+import httpx2
 import pytest
 import structlog
 
@@ -48,3 +49,12 @@ def test_libraries_come_out_in_the_same_form(capsys: pytest.CaptureFixture[str])
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [(line["event"], line["level"]) for line in lines] == [("theirs", "warning"), ("ours", "warning")]
     assert lines[1]["number"] == 1
+
+
+def test_the_http_client_does_not_log_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+    """They may carry passwords."""
+    logs.configure("info", "json")
+    answering = httpx2.MockTransport(lambda _: httpx2.Response(204))
+    with httpx2.Client(transport=answering) as client:
+        client.get("https://user:secret@witness.example/")
+    assert capsys.readouterr().err == ""

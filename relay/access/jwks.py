@@ -19,7 +19,6 @@ import ssl
 import time
 import warnings
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -31,6 +30,7 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
 
 from relay.errors import ConfigError, RelayError
+from relay.outbound_http import bounded_body, is_loopback
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class KeyCache:
     def __init__(self, uri: str, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ConfigError for an address whose answer anybody on the way could have written."""
         parts = urlsplit(uri)
-        if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname)):
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
             raise ConfigError("OKTA_JWKS_URI: must be an https:// address (http:// only on this machine)")
         self._uri = uri
         self._seconds = max(seconds, RETRY_COLD_SECONDS)
@@ -139,21 +139,10 @@ class KeyCache:
         async with client, client.stream("GET", self._uri, headers=headers) as response:
             if response.status_code != 200 or response.headers.get("Content-Encoding", "identity") != "identity":
                 raise ValueError(f"status {response.status_code}, or an encoding that was not asked for")
-            return await _bounded(response)
-
-
-async def _bounded(response: httpx2.Response) -> bytes:
-    """The body. Raises ValueError where it is too large."""
-    body = bytearray()
-    # Too much is a reason to cancel and not to leave: the library's inner generators end by exceptions only.
-    with trio.CancelScope() as enough:
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > DOCUMENT_BYTES_MAX:
-                enough.cancel()
-    if enough.cancel_called:
-        raise ValueError("too large")
-    return bytes(body)
+            document = await bounded_body(response, DOCUMENT_BYTES_MAX)
+        if document is None:
+            raise ValueError("too large")
+        return document
 
 
 def _read(document: bytes) -> list[SigningKey]:
@@ -189,12 +178,3 @@ def _fits(key: SigningKey, algorithm: str) -> bool:
     if isinstance(key, ECKey):
         return key.curve_name == _EC_CURVES.get(algorithm)
     return algorithm in ("EdDSA", "Ed25519") and key.curve_name == "Ed25519"
-
-
-def _is_loopback(host: str | None) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host or "").is_loopback
-    except ValueError:
-        return False

@@ -5,7 +5,8 @@ In: checkpoints, one after another. Out: the same. The file is only ever appende
 
 A record is a signed note and an empty line. A note has an empty line of its own, so a file is read as blocks: one that
 begins with a dash is the signatures of the block before it. What does not fit that is skipped up to the next empty line
-and reported with its place, so a torn or scribbled record costs only itself.
+and reported with its place, so a torn or scribbled record costs only itself. Whoever writes behind a torn record leaves
+one more empty line after it: so it is known for one later, and not taken for the work of somebody else.
 
 Everything here is synchronous and may wait for a disk: call it in a thread, with a deadline.
 """
@@ -39,7 +40,7 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What a file has in place of a checkpoint: the line (from 1; 0 if unknown) on which it begins, and a sentence.
-    `torn` where it is the end of a record that was being written when the machine stopped."""
+    `torn` where it is the beginning of a record that was being written when the machine stopped."""
 
     line: int
     what: str
@@ -115,7 +116,7 @@ def _records(file: BinaryIO, report: Report, *, middle: bool = False) -> Iterato
             return
         if not block.is_signatures:
             if head is not None:
-                problem(head, "a text without signatures")
+                problem(head, "a text without signatures", torn=head.given_up)
             head = block
         elif head is not None:
             if (found := _parsed(head, block, problem)) is not None:
@@ -128,7 +129,7 @@ def _records(file: BinaryIO, report: Report, *, middle: bool = False) -> Iterato
         problem(head, "the last record is torn: it has no signatures", torn=True)
 
 
-def _parsed(text: _Block, signatures: _Block, problem: Callable[[_Block, str], object]) -> Checkpoint | None:
+def _parsed(text: _Block, signatures: _Block, problem: Callable[..., object]) -> Checkpoint | None:
     try:
         found = parse((text.data + b"\n" + signatures.data).decode())
         # The start of a line in base64 may well be a line. Nobody forged it: it is torn.
@@ -136,22 +137,24 @@ def _parsed(text: _Block, signatures: _Block, problem: Callable[[_Block, str], o
             raise NoteError("its last signature is torn")
         return found
     except (NoteError, UnicodeDecodeError) as error:
-        problem(text, f"not a checkpoint: {error}")
+        problem(text, f"not a checkpoint: {error}", torn=signatures.given_up)
         return None
 
 
 @dataclass(slots=True)
 class _Block:
-    """Lines up to an empty one. `ended` if there was one, `data` with all line ends but cut where it is far too long:
-    then it does not parse."""
+    """Lines up to an empty one. `ended` if there was one, `given_up` if there was another: whoever wrote next had found
+    it torn. `data` with all line ends but cut where it is far too long: then it does not parse."""
 
     line: int
     data: bytes = b""
     ended: bool = False
+    given_up: bool = False
 
     @property
     def is_signatures(self) -> bool:
-        return self.data.startswith(_SIGNATURE)
+        # Torn within its first bytes it is one as well.
+        return self.data.startswith(_SIGNATURE) or _SIGNATURE.startswith(self.data.rstrip(b"\n"))
 
 
 def _blocks(file: BinaryIO) -> Iterator[_Block]:
@@ -161,10 +164,11 @@ def _blocks(file: BinaryIO) -> Iterator[_Block]:
         number += whole
         if whole and piece == b"\n":
             if block is not None:
-                block.ended = True
+                block.given_up, block.ended = block.ended, True
+        else:
+            if block is not None and block.ended:
                 yield block
                 block = None
-        else:
             block = block or _Block(number)
             if len(block.data) <= NOTE_BYTES_MAX:
                 block.data += piece
@@ -191,11 +195,14 @@ def _open(path: Path) -> tuple[int, bool]:
 
 
 def _separator(descriptor: int, size: int) -> bytes:
-    """What ends a torn record, so that the next one is not taken for its rest."""
+    """What ends a torn record, so that the next one is not taken for its rest, nor it for a forgery."""
     if size == 0:
         return b""
-    end = os.pread(descriptor, 2, max(0, size - 2))
-    return b"" if end == b"\n\n" else b"\n\n"
+    tail = os.pread(descriptor, NOTE_BYTES_MAX, max(0, size - NOTE_BYTES_MAX))
+    if not tail.endswith(b"\n\n"):
+        return b"\n\n\n"
+    last = tail.rstrip(b"\n").rpartition(b"\n\n")[2]
+    return b"" if last.startswith(_SIGNATURE) else b"\n"
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -12,14 +12,16 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import orjson
+import structlog
 
-from relay.asyncpg_trio import Connection
+from relay.asyncpg_trio import Connection, PostgresError
 from relay.audit import checkpoints, log, note, tree_store
 from relay.audit.chain import ChainedEntry, recompute
 from relay.audit.checkpoints import Stored
@@ -38,6 +40,9 @@ _LOG = re.compile(r"relay-audit/([0-9a-f]{64})(?:/[1-9][0-9]*)?")
 _WITNESS = re.compile(r"relay-witness/([0-9a-f]{64})")
 _INT64 = range(-(1 << 63), 1 << 63)
 _TIME_MAX = 253_402_300_799  # the last second that `datetime` can hold
+
+
+logger = structlog.get_logger(__name__)
 
 
 class NotCovered(RelayError):
@@ -123,6 +128,9 @@ class ConsistencyProof:
             raise AuditError(f"the log of {new.size} entries does not begin with that of {old.size} entries")
 
 
+P = TypeVar("P", InclusionProof, ConsistencyProof)
+
+
 # -- making ----------------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +151,8 @@ async def find_checkpoint(con: Connection, pubkey: str, size: int | None = None)
 
 
 async def prove(con: Connection, pubkey: str, seq: int, size: int | None = None) -> InclusionProof:
-    """That entry `seq` is under the checkpoint at `size` entries, or the newest. Seven statements at most.
+    """That entry `seq` is under the checkpoint at `size` entries, or the newest. Seven statements at most, unless the
+    stored nodes are wrong.
 
     Raises:
         NotCovered: no such checkpoint, or the entry is behind it.
@@ -155,10 +164,12 @@ async def prove(con: Connection, pubkey: str, seq: int, size: int | None = None)
     rows = await log.read_rows(con, seq - 1, seq, 1)
     if not rows:
         raise AuditError(f"the audit log has no row seq {seq}, which was signed for")
-    path = await tree_store.inclusion_path(con, seq, checkpoint.size)
-    proof = InclusionProof(rows[0], tuple(path), checkpoint)
-    proof.verify()
-    return proof
+
+    async def made(stored: bool) -> InclusionProof:
+        path = await tree_store.inclusion_path(con, seq, checkpoint.size, stored=stored)
+        return InclusionProof(rows[0], tuple(path), checkpoint)
+
+    return await _verified(con, made)
 
 
 async def prove_consistency(con: Connection, pubkey: str, old: int, new: int) -> ConsistencyProof:
@@ -172,8 +183,30 @@ async def prove_consistency(con: Connection, pubkey: str, old: int, new: int) ->
         raise NotCovered(f"a log of {new} entries cannot begin with one of {old}")
     before = (await find_checkpoint(con, pubkey, old)).checkpoint
     after = (await find_checkpoint(con, pubkey, new)).checkpoint
-    proof = ConsistencyProof(before, after, tuple(await tree_store.consistency_path(con, old, new)))
-    proof.verify()
+
+    async def made(stored: bool) -> ConsistencyProof:
+        return ConsistencyProof(before, after, tuple(await tree_store.consistency_path(con, old, new, stored=stored)))
+
+    return await _verified(con, made)
+
+
+async def _verified(con: Connection, made: Callable[[bool], Awaitable[P]]) -> P:
+    """What `made` gives with the stored nodes, or, where that does not hold, from the rows alone: `audit_tree` is there
+    for speed, so that damage in it is none of the log. It is then emptied; the next checkpoint fills it again.
+
+    Raises:
+        AuditError: the rows do not fit what was signed, either. The stored nodes are left: they are evidence.
+    """
+    proof = await made(True)
+    try:
+        proof.verify()
+    except AuditError:
+        proof = await made(False)
+        proof.verify()
+        logger.warning("stored nodes of the audit tree were wrong; they are made again")
+        # Whoever may only read still gets the proof.
+        with suppress(PostgresError):
+            await tree_store.clear(con)
     return proof
 
 

@@ -29,7 +29,7 @@ from relay.audit import checkpoints, log, note, tree_store
 from relay.audit.checkpoints import Stored
 from relay.audit.log import Batch
 from relay.audit.note import Checkpoint
-from relay.audit.tree import Frontier
+from relay.audit.tree import Frontier, leaf_hash, verify_inclusion
 from relay.errors import ChainTruncated, HeadMismatch, StoreBusy
 from relay.nostr.keys import SecretKey
 from relay.nostr.kinds import AUDIT_CHECKPOINT
@@ -195,7 +195,7 @@ async def tree_of(con: Connection, checkpoint: Checkpoint) -> Frontier:
         HeadMismatch: the rows lead to another root.
     """
     frontier = await tree_store.frontier_at(con, checkpoint.size)
-    if frontier.root() == checkpoint.root:
+    if frontier.root() == checkpoint.root and await _covers_last_row(con, checkpoint):
         return frontier
     await tree_store.clear(con)
     frontier = await tree_store.frontier_at(con, checkpoint.size)
@@ -206,6 +206,16 @@ async def tree_of(con: Connection, checkpoint: Checkpoint) -> Frontier:
         )
     _log.error("the stored nodes of the audit tree did not fit the log and are made anew", size=checkpoint.size)
     return frontier
+
+
+async def _covers_last_row(con: Connection, checkpoint: Checkpoint) -> bool:
+    """At some sizes the tree comes from stored nodes alone, and rows that were all hashed anew would not be read."""
+    size = checkpoint.size
+    if size == 0:
+        return True
+    rows = await log.read_rows(con, size - 1, size, 1)
+    path = await tree_store.inclusion_path(con, size, size)
+    return bool(rows) and verify_inclusion(leaf_hash(rows[0].hash), size - 1, size, path, checkpoint.root)
 
 
 def demand_head(head: int, size: int, who: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,6 +18,7 @@ import trio
 from relay.audit.witness import name_of
 from relay.errors import ConfigError, RelayError
 from relay.nostr.ids import parse_pubkey
+from relay.outbound_http import bounded_body, is_loopback
 
 PATH: Final = "/audit/witness/add-checkpoint"
 ANSWER_BYTES_MAX: Final = 64 << 10
@@ -92,7 +92,9 @@ async def opened(peer: Peer) -> AsyncIterator[httpx2.AsyncClient]:
     # Reading the certificates takes 30 ms: not on the loop.
     tls = await trio.to_thread.run_sync(httpx2.create_ssl_context) if secure else False
     # The proxy of the environment is for what leaves this machine.
-    async with httpx2.AsyncClient(verify=tls, trust_env=not _is_here(peer.url), timeout=None) as client:
+    async with httpx2.AsyncClient(
+        verify=tls, trust_env=not is_loopback(urlsplit(peer.url).hostname), timeout=None
+    ) as client:
         yield client
 
 
@@ -105,30 +107,11 @@ async def post(client: httpx2.AsyncClient, peer: Peer, body: bytes) -> Answer:
     headers = {"Content-Type": "text/plain; charset=utf-8", "Accept-Encoding": "identity"}
     try:
         async with client.stream("POST", peer.url, content=body, headers=headers) as response:
-            answer = await _bounded(response)
+            answer = await bounded_body(response, ANSWER_BYTES_MAX)
     except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError) as error:
         # Not its text: that may repeat the address.
         raise WitnessFailed(f"it cannot be asked: {type(error).__name__}") from error
+    if answer is None:
+        raise WitnessFailed("its answer is too large")
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return Answer(response.status_code, media_type, answer)
-
-
-async def _bounded(response: httpx2.Response) -> bytes:
-    answer = bytearray()
-    # Too much is a reason to cancel and not to leave: the library's inner generators end by exceptions only.
-    with trio.CancelScope() as enough:
-        async for chunk in response.aiter_raw():
-            answer += chunk
-            if len(answer) > ANSWER_BYTES_MAX:
-                enough.cancel()
-    if enough.cancel_called:
-        raise WitnessFailed("its answer is too large")
-    return bytes(answer)
-
-
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

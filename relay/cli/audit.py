@@ -32,7 +32,7 @@ from relay.cli import audit_checkpoints, audit_export, audit_import, audit_progr
 from relay.cli.options import DatabaseUrl, DataDir, load_settings
 from relay.config import Settings
 from relay.database import effective_data_dir
-from relay.errors import AuditError, ConfigError, RelayError
+from relay.errors import AuditError, ConfigError, RelayError, leaves
 from relay.nostr.ids import parse_pubkey
 from relay.store import relay_identity
 
@@ -94,7 +94,7 @@ def verify_command(
         wanted = _Wanted(from_seq, to_seq, tuple(against or ()), _pubkey(key), _token(token, token_file))
         report = trio.run(_verify, settings, wanted) if export is None else trio.run(_export, settings, wanted, export)
     except* (RelayError, PostgresError, ConnectionLost, OSError) as group:
-        for error in _leaves(group):
+        for error in leaves(group):
             typer.echo(f"could not check: {error}", err=True)
     if report is None:
         raise typer.Exit(EXIT_NOT_CHECKED)
@@ -238,9 +238,3 @@ def _pubkey(text: str | None) -> str | None:
 
 def _token(token: str | None, path: Path | None) -> str | None:
     return path.read_text("utf-8").strip() if path is not None else token
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]

@@ -17,7 +17,7 @@ from relay.asyncpg_trio import Connection, ConnectionLost, PostgresError
 from relay.asyncpg_trio.errors import CommitOutcomeUnknown, UndefinedTableError
 from relay.config import Settings
 from relay.database import effective_data_dir
-from relay.errors import AuditError, ConfigError, RelayError
+from relay.errors import AuditError, ConfigError, RelayError, leaves
 from relay.nostr.keys import SecretKey
 from relay.store import relay_identity
 
@@ -38,10 +38,10 @@ def telling(what: str, no: type[Exception] | tuple[type[Exception], ...] = ()) -
         typer.echo(f"{what}: this database lacks tables of this version, run `relay migrate up` first", err=True)
         code = EXIT_NOT_DONE
     except* (RelayError, PostgresError, ConnectionLost, CommitOutcomeUnknown, OSError) as group:
-        leaves = list(_leaves(group))
-        for error in leaves:
+        errors = leaves(group)
+        for error in errors:
             typer.echo(f"{what}: {error}", err=True)
-        code = EXIT_NO if all(isinstance(error, no) for error in leaves) else EXIT_NOT_DONE
+        code = EXIT_NO if all(isinstance(error, no) for error in errors) else EXIT_NOT_DONE
     if code:
         raise typer.Exit(code)
 
@@ -91,11 +91,3 @@ def show_count(done: int, total: int | None = None) -> None:
 def counter() -> Callable[..., None] | None:
     """`show_count`, where somebody looks."""
     return show_count if sys.stderr.isatty() else None
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

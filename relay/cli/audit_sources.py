@@ -34,6 +34,7 @@ from relay.errors import AuditError
 from relay.nostr.event import sign_event
 from relay.nostr.keys import SecretKey
 from relay.nostr.kinds import AUDIT_CHECKPOINT
+from relay.outbound_http import bounded_body
 
 NETWORK_SECONDS = 10.0
 ANSWER_BYTES_MAX = 1 << 20
@@ -59,7 +60,7 @@ async def add(anchors: Anchors, source: str, token: str | None) -> None:
         case "http" | "https":
             anchors.add_note(source, await _within_time(source, _download, token))
         case "ws" | "wss":
-            for text in await _within_time(source, _subscribe, anchors.pubkey, token):
+            for text in await _within_time(source, _subscribe, anchors.pubkey):
                 anchors.add_note(source, text)
         case "":
             # Nobody else waits for this process.
@@ -127,7 +128,13 @@ async def _within_time(source: str, fetch: Callable[[str, *Any], Awaitable[T]], 
     except trio.TooSlowError:
         raise AuditError(f"{source}: no answer within {NETWORK_SECONDS:.0f} s") from None
     except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, HandshakeError, ConnectionClosed) as error:
-        raise AuditError(f"{source}: cannot be asked: {error or type(error).__name__}") from error
+        raise AuditError(f"{source}: cannot be asked: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Some of these say nothing themselves; then what brought them about does."""
+    cause = error.__cause__ or error.__context__
+    return str(error) or (f"{cause}" if cause is not None else "") or type(error).__name__
 
 
 # -- http ------------------------------------------------------------------------------------------------------------
@@ -142,32 +149,21 @@ async def _download(url: str, token: str | None) -> str:
         headers["Authorization"] = f"Bearer {token}"
     client = httpx2.AsyncClient(timeout=NETWORK_SECONDS, follow_redirects=False)
     async with client, client.stream("GET", url, headers=headers) as response:
-        body = await _bounded(response)
+        body = await bounded_body(response, ANSWER_BYTES_MAX)
+    if body is None:
+        raise AuditError(f"{url}: the answer is too large")
     if response.status_code != 200:
         raise AuditError(f"{url}: status {response.status_code}: {body[:200].decode(errors='replace')}")
     return body.decode(errors="replace")
 
 
-async def _bounded(response: httpx2.Response) -> bytes:
-    body = bytearray()
-    # Too much is a reason to cancel and not to leave: the library's inner generators end by exceptions only.
-    with trio.CancelScope() as enough:
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > ANSWER_BYTES_MAX:
-                enough.cancel()
-    if enough.cancel_called:
-        raise AuditError(f"{response.url}: the answer is too large")
-    return bytes(body)
-
-
 # -- websocket -------------------------------------------------------------------------------------------------------
 
 
-async def _subscribe(url: str, pubkey: str, token: str | None) -> list[str]:
+async def _subscribe(url: str, pubkey: str) -> list[str]:
     """The notes in the checkpoint events that a relay keeps of `pubkey`, page by page from the newest."""
     async with open_websocket_url(url, max_message_size=ANSWER_BYTES_MAX) as websocket:
-        asking = _Asking(websocket, url, token)
+        asking = _Asking(websocket, url)
         notes: dict[str, str] = {}
         until: int | None = None
         while len(notes) < EVENTS_MAX:
@@ -184,12 +180,15 @@ async def _subscribe(url: str, pubkey: str, token: str | None) -> list[str]:
 
 
 class _Asking:
-    """REQs on one connection; logs in (NIP-42) where the relay wants that, with a key made for the purpose."""
+    """REQs on one connection; logs in (NIP-42) where the relay wants that, with a key made for the purpose.
 
-    def __init__(self, websocket: WebSocketConnection, url: str, token: str | None) -> None:
+    Without the token: it speaks for its owner's key, so that it would be refused with any other, and it is nothing that
+    a relay which happens to keep the events should ever see.
+    """
+
+    def __init__(self, websocket: WebSocketConnection, url: str) -> None:
         self._websocket = websocket
         self._url = url
-        self._token = token
         self._challenge: str | None = None
         self._logged_in = False
 
@@ -205,6 +204,8 @@ class _Asking:
                     return events
                 case ["AUTH", str(challenge), *_]:
                     self._challenge = challenge
+                case ["OK", _, False, str(reason), *_]:
+                    raise AuditError(f"{self._url}: the relay refuses the login: {reason}")
                 case ["CLOSED", "checkpoints", str(reason), *_]:
                     if not reason.startswith("auth-required") or self._logged_in or self._challenge is None:
                         raise AuditError(f"{self._url}: the relay refuses: {reason}")
@@ -215,8 +216,6 @@ class _Asking:
 
     async def _log_in(self, challenge: str) -> None:
         tags = [["relay", self._url], ["challenge", challenge]]
-        if self._token is not None:
-            tags.append(["auth_token", self._token])
         key = SecretKey.from_hex(os.urandom(32).hex())
         event = sign_event(key, created_at=int(time.time()), kind=_AUTH, tags=tags, content="")
         self._logged_in = True

@@ -19,7 +19,7 @@ from relay.cli.migrate import migrate_app
 from relay.cli.serve import serve
 from relay.cli.token import token_app
 from relay.embedded import EmbeddedError
-from relay.errors import ConfigError, RelayError
+from relay.errors import ConfigError, RelayError, leaves
 
 app = typer.Typer(
     name="relay",
@@ -60,14 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _explain(group: BaseExceptionGroup[RelayError]) -> int:
     code = 1
-    for error in _leaves(group):
+    for error in leaves(group):
         sys.stderr.write(f"relay: {error}\n")
         if isinstance(error, ConfigError | EmbeddedError):
             code = 2
     return code
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]

@@ -29,9 +29,10 @@ class Notes:
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def take(self, time_us: int, *, everything: bool = False) -> list[Entry]:
-        """One entry for each key of a minute that is over; of every minute at the end."""
+        """One entry for each key of a minute that is over; of every minute at the end. One still to come is over,
+        too: the clock was set back, and nobody knows when it comes again."""
         current = time_us // 60_000_000
-        due = [key for key in self._counts if everything or key[0] < current]
+        due = [key for key in self._counts if everything or key[0] != current]
         entries = []
         for key in due:
             minute, action, who, reason = key

@@ -36,7 +36,7 @@ from hypercorn.config import Config
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 
-from relay.errors import ConfigError
+from relay.errors import ConfigError, leaves
 from relay.websocket.head import Refusal, RequestHead, parse_head, upgrade_fault, without_upgrade
 from relay.websocket.origin import OriginPolicy, same_host_or
 from relay.websocket.peek import HeadTooLong, peek_head
@@ -149,7 +149,8 @@ class RelayTCPServer(TCPServer):
         except* Exception as group:
             # What a client can provoke in Hypercorn and its parsers: a line, no traceback for each hostile packet.
             listener.counts["contained_errors"] += 1
-            _log.warning("http connection failed", errors=_leaves(group))
+            # Shortened: they may quote what the client sent.
+            _log.warning("http connection failed", errors=[repr(error)[:200] for error in leaves(group)])
 
     async def _route(self, listener: Listener) -> None:
         stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = self.stream
@@ -306,10 +307,3 @@ def _peer(sock: trio.socket.SocketType) -> str:
     address = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
-
-
-def _leaves(error: BaseException) -> list[str]:
-    """The errors in a group, shortened: they may quote what the client sent."""
-    if isinstance(error, BaseExceptionGroup):
-        return [text for inner in error.exceptions for text in _leaves(inner)]
-    return [repr(error)[:200]]

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from relay.asyncpg_trio import Connection, connect
-from relay.audit import checkpoints, note, proofs
+from relay.audit import checkpoints, note, proofs, tree_store
 from relay.audit.chain import ChainedEntry, hash_v1, v1_uuid
 from relay.audit.entry import Entry
 from relay.audit.proofs import ConsistencyProof, InclusionProof, NotAProof, NotCovered
@@ -100,6 +100,32 @@ async def test_a_log_that_is_not_what_was_signed_proves_nothing(con: Connection,
     await con.execute(change)
     with pytest.raises(AuditError, match=said):
         await proofs.prove(con, PUBKEY, 3)
+
+
+async def test_damage_in_the_stored_nodes_is_none_of_the_log(con: Connection):
+    await grow(con, 600)
+    for size in (300, 600):
+        await sign_log(con, KEY, size)
+    await tree_store.fill(con, 600)
+    for change in ("hash = sha256(hash)", "hash = sha256(hash) WHERE index = 0"):
+        for made in (lambda: proofs.prove(con, PUBKEY, 550), lambda: proofs.prove_consistency(con, PUBKEY, 300, 600)):
+            await con.execute(f"UPDATE audit_tree SET {change}")
+            assert proofs.check(written(await made()), PUBKEY)
+            # Not kept, so that the next checkpoint makes them again.
+            assert await con.fetchval("SELECT count(*) FROM audit_tree") == 0
+            assert await tree_store.fill(con, 600) == 2
+
+
+async def test_stored_nodes_that_the_rows_do_not_bear_out_are_kept_as_evidence(con: Connection):
+    await grow(con, 600)
+    await sign_log(con, KEY, 600)
+    await tree_store.fill(con, 600)
+    await unprotect(con)
+    await con.execute("UPDATE audit_tree SET hash = sha256(hash)")
+    await con.execute("UPDATE audit_log SET hash = sha256(hash) WHERE seq = 3")
+    with pytest.raises(AuditError, match="entry 550 is not under the root"):
+        await proofs.prove(con, PUBKEY, 550)
+    assert await con.fetchval("SELECT count(*) FROM audit_tree") == 2
 
 
 async def test_a_log_that_was_cut_and_signed_anew_is_not_consistent(con: Connection):

@@ -142,6 +142,12 @@ class TestRefused:
         text = await relay.refused(ChainTruncated, "seq 7", "10 entries", "accept-loss", "restore")
         assert (str(relay.file) in text) is not both
 
+    async def test_all_rows_hashed_anew_under_stored_nodes_that_were_left_alone(self, relay):
+        await relay.chain(512)  # a size that stored nodes cover to the last row
+        await relay.sign()
+        await relay.tamper("UPDATE audit_log SET hash = sha256(hash), prev_hash = sha256(prev_hash)")
+        await relay.refused(HeadMismatch, "512 entries", "accept-loss")
+
     async def test_everything_is_gone(self, relay):
         await relay.chain(10)
         await relay.sign()

@@ -23,6 +23,7 @@ from typing import Any
 
 import trio
 
+from relay.errors import leaves
 from tests.e2e.players import NOT_MEMBER, REVOKED, Breach, Player, Round, nothing_after
 from tests.support.core import Person
 from tests.support.launching import launched, reachable_dir
@@ -230,21 +231,13 @@ async def run_lane(
                 try:
                     await race(Round(chance, *chance.sample(players, 3)))
                 except* Breach as group:
-                    texts = [str(error) for error in _leaves(group)]
+                    texts = [str(error) for error in leaves(group)]
                     breaches.append(f"{race.__name__}, round {number}, seed {seed}: {'; '.join(texts)}")
                     say(breaches[-1])
                     for player in players:
                         say(f"  {player.person.pubkey[:6]} saw {[_short(frame) for frame in player.seen[-60:]]}")
         nursery.cancel_scope.cancel()
     return breaches
-
-
-def _leaves(group: BaseExceptionGroup[Breach]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _short(frame: list[Any]) -> str:
