@@ -178,7 +178,7 @@ async def sign_next(
             return None
         grown = copy_of(frontier)
         await _compare(con, grown, known)
-        await tree_store.extend(con, grown, head)
+        await tree_store.extend(con, grown, head, store=True)
         await tree_store.fill(con, head)
         checkpoint, time_us = note.sign(origin, head, grown.root(), key), now_us()
         await checkpoints.insert(con, checkpoint, time_us)
@@ -248,7 +248,7 @@ async def _take_up(con: Connection, origin: str, last: Stored | None, pubkey: st
 async def _compare(con: Connection, grown: Frontier, known: Frontier | None) -> None:
     if known is None or known.size < grown.size:
         return
-    await tree_store.extend(con, grown, known.size)
+    await tree_store.extend(con, grown, known.size, store=True)
     if grown.root() != known.root():
         raise HeadMismatch(f"the first {known.size} entries of the audit log are not those that this relay has written")
 

@@ -94,9 +94,11 @@ async def clear(con: Connection) -> None:
     await con.execute("DELETE FROM audit_tree")
 
 
-async def extend(con: Connection, frontier: Frontier, size: int) -> None:
+async def extend(con: Connection, frontier: Frontier, size: int, *, store: bool = False) -> None:
     """Append the leaves from `frontier.size` on until there are `size`, from the rows alone: if the frontier's root is
     one that was signed, then the new root continues it, whatever `audit_tree` says.
+
+    With `store`, the lowest nodes that this completes are stored by the way, and `fill` need not read the rows again.
 
     Raises:
         ChainTruncated: a row is missing; the frontier then stands before it.
@@ -104,9 +106,19 @@ async def extend(con: Connection, frontier: Frontier, size: int) -> None:
     """
     assert frontier.size <= size, "a log does not shrink"
     while frontier.size < size:
-        upto = min(frontier.size + _CHUNK_NODES * _FAN, size)
-        for leaf in await _leaves(con, frontier.size, upto):
+        # To the next place where a stored node may begin, then whole nodes.
+        edge = -frontier.size % _FAN
+        upto = min(frontier.size + (edge or _CHUNK_NODES * _FAN), size)
+        leaves = await _leaves(con, frontier.size, upto)
+        whole = 0 if edge else len(leaves) // _FAN
+        nodes = [root_of(leaves[at : at + _FAN]) for at in range(0, whole * _FAN, _FAN)]
+        first = frontier.size // _FAN
+        for node in nodes:
+            frontier.append_subtree(node, STORED_LEVELS)
+        for leaf in leaves[whole * _FAN :]:
             frontier.append_leaf(leaf)
+        if store and nodes:
+            await con.execute(_INSERT_NODES, STORED_LEVELS, list(range(first, first + whole)), nodes)
         await trio.lowlevel.checkpoint()
 
 

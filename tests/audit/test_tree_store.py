@@ -177,6 +177,22 @@ async def test_extending_looks_at_no_stored_node(large: Connection, roots: dict[
     await tree_store.clear(large)
 
 
+@pytest.mark.parametrize("steps", [(65_536, SIZE), (255, 256, 300, 2048, 2049, 9000, 65_535, SIZE), (SIZE,)])
+async def test_what_extending_stores_is_what_filling_makes(
+    large: Connection, roots: dict[int, bytes], steps: tuple[int, ...]
+):
+    await tree_store.clear(large)
+    frontier = Frontier()
+    for size in steps:
+        await tree_store.extend(large, frontier, size, store=True)
+        await tree_store.fill(large, size)
+    assert frontier.root() == roots[SIZE]
+    stored = await nodes(large)
+    await tree_store.clear(large)
+    await tree_store.fill(large, SIZE)
+    assert stored == await nodes(large)
+
+
 async def test_extending_that_is_stopped_leaves_a_frontier_of_the_log(large: Connection, roots: dict[int, bytes]):
     frontier = Frontier()
     with trio.CancelScope() as scope:
