@@ -43,6 +43,7 @@ from nostr_sdk import (
 )
 
 PATIENCE = timedelta(seconds=10)
+COUNT_PATIENCE, COUNT_TRIES = timedelta(seconds=2), 5
 
 
 def say(**line: Any) -> None:
@@ -94,10 +95,17 @@ class Commands:
     async def count(self, wanted: dict[str, Any]) -> None:
         relay = await self._client.relay(self._url)
         assert relay is not None
-        try:
-            say(counted=await relay.count_events(Filter.from_json(json.dumps(wanted)), PATIENCE))
-        except NostrSdkError as error:
-            say(failed=str(error))
+        target = Filter.from_json(json.dumps(wanted))
+        for left in reversed(range(COUNT_TRIES)):
+            try:
+                say(counted=await relay.count_events(target, COUNT_PATIENCE))
+                return
+            except NostrSdkError as error:
+                # It listens for the answer only after it has sent the question, and a busy machine lets it miss one
+                # that came at once; that the relay answered can be seen among the messages received.
+                if left == 0 or "timeout" not in str(error):
+                    say(failed=str(error))
+                    return
 
     async def whispers(self, wanted: dict[str, Any]) -> None:
         assert wanted == {}

@@ -58,7 +58,7 @@ class Program:
     async def ask(self, command: str, wanted: Any, answer: str) -> Any:
         """What the command found. A client that failed is a test that failed."""
         found = await self._command(command, wanted, answer)
-        assert answer in found, (command, wanted, found)
+        assert answer in found, (command, wanted, found, self.heard[-3:])
         return found[answer]
 
     async def refused(self, command: str, wanted: Any) -> str:
