@@ -11,7 +11,7 @@ from tests.support.launching import REPOSITORY
 
 SCRIPTS = (
     "scripts/serve", "scripts/test", "scripts/check", "scripts/race", "scripts/simulate", "scripts/torture",
-    ".ci/run",
+    "scripts/bench", ".ci/run",
 )  # fmt: skip
 
 

@@ -1,15 +1,15 @@
-"""The way out of a connection, as its owner and trio-websocket see it.
+"""The way out of a connection, as its owner sees it.
 
-Flows in: ready-made frames (`offer`, `offer_many`, `put`, `put_many`) and the bytes that trio-websocket writes itself
-through `send_all` (handshake, pong, close). Flows out: bytes on the socket; what comes in is passed through unread.
-The connection's task owns it and closes it. Order, bounds and the flush task are in `writer`.
+Flows in: ready-made frames (`offer`, `offer_many`, `put`, `put_many`), pongs and the Close. Flows out: bytes on the
+socket; what comes in is not read here. The connection's task owns it and closes it. Order, bounds and the flush task
+are in `writer`.
 
     async with trio.open_nursery() as nursery:
         outbound = Outbound(stream, nursery, on_close=...)          # on_close cancels the scope around the receive loop
-        request = await wrap_server_stream(nursery, outbound)
         ...
         await outbound.flushed(1.0)                                 # then the Close, which forfeits what still waits
-        await websocket.aclose(1012, "restarting")
+        await outbound.send_close(close_frame(1012, "restarting"))
+        await outbound.aclose()
 """
 
 from __future__ import annotations
@@ -25,12 +25,8 @@ from relay.fanout.writer import FrameWriter, State
 
 __all__ = ["CloseReason", "Frame", "Limit", "Outbound", "OutboundLimits", "OutboundStatistics"]
 
-# First bytes of unfragmented control frames (RFC 6455 §5.2). No part of a handshake begins with them.
-CLOSE_HEAD = 0x88
-PONG_HEAD = 0x8A
 
-
-class Outbound(FrameWriter, trio.abc.Stream):
+class Outbound(FrameWriter, trio.abc.AsyncResource):
     """The only writer of `stream`, whose socket it also closes.
 
     `handler_nursery` is the connection's own: the flush task runs and ends there. `on_close` is called at most once,
@@ -51,32 +47,18 @@ class Outbound(FrameWriter, trio.abc.Stream):
         super().__init__(stream.socket, handler_nursery, limits or OutboundLimits(), on_close, clock)
         self._stream = stream
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write what trio-websocket made: exactly one frame, or a part of the handshake.
+    def pong(self, frame: bytes) -> None:
+        """Write or queue the answer to a ping, before waiting data; nothing once the connection is ending.
 
-        A pong goes before waiting data and replaces a waiting pong. A Close forfeits waiting data, and its send ends
-        when the kernel has it (trio-websocket closes the socket right after). The rest waits for room like a reply.
-        Raises trio.ClosedResourceError after a Close or `aclose`, trio.BrokenResourceError when the peer is gone."""
-        frame = bytes(data)
-        head = frame[0] if frame else 0
-        if head == CLOSE_HEAD:
-            await self._send_close(frame)
-        elif self._state >= State.CLOSING:
-            await trio.lowlevel.checkpoint()
-            # A ping that crossed our Close needs no answer; an error would make trio-websocket give up the handshake.
-            if self._state is State.GONE or head != PONG_HEAD:
-                raise trio.ClosedResourceError("a Close was sent")
-        elif head == PONG_HEAD:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            # RFC 6455 §5.5.3 lets a pong answer only the latest ping, so that a flood of pings costs one slot.
+        RFC 6455 §5.5.3 lets a pong answer only the latest ping, so that a flood of pings costs one slot."""
+        if self._state < State.CLOSING:
             self._send_urgent(frame, replace=True)
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        elif frame:
-            await self.put(frame)
-        else:
-            await trio.lowlevel.checkpoint()
 
-    async def _send_close(self, frame: bytes) -> None:
+    async def send_close(self, frame: bytes) -> None:
+        """Write a Close frame, the last one; waiting data is forfeit. Ends when the kernel has it.
+
+        Raises trio.ClosedResourceError after another Close or `aclose`, trio.BrokenResourceError when the peer is gone.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._state >= State.CLOSING:
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -92,12 +74,10 @@ class Outbound(FrameWriter, trio.abc.Stream):
             raise trio.BrokenResourceError("the peer is gone")
 
     async def wait_send_all_might_not_block(self) -> None:
+        """Until nothing waits for the client, or nothing will leave any more."""
         while self._backlog:
             await self._drained.wait()
         await trio.lowlevel.checkpoint()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        return await self._stream.receive_some(max_bytes)
 
     async def aclose(self) -> None:
         """Close the socket; what waits is lost (see `flushed`). After a Close frame, first wait shortly for the peer.

@@ -23,7 +23,7 @@ from relay.query.replay import Database
 from relay.websocket import heartbeat
 from relay.websocket.endings import SHUTDOWN, ordered
 from relay.websocket.guests import Guests
-from relay.websocket.head import RequestHead
+from relay.websocket.head import RequestHead, switch_protocols
 from relay.websocket.limits import Limits
 from relay.websocket.session import Services, Session
 from relay.websocket.shares import Shares
@@ -79,15 +79,15 @@ class WebSocketEndpoint:
         self._refused += 1
         return False
 
-    async def serve(self, stream: trio.SocketStream, head: RequestHead, peer: str) -> None:  # noqa: ARG002
-        """Serves one upgraded connection to its end; the request is still unread on `stream`.
+    async def serve(self, stream: trio.SocketStream, head: RequestHead, peer: str, early: bytes = b"") -> None:
+        """Serves one upgrade to its end, beginning with the answer; `early` is what came behind its head.
 
         Everything that the connection itself does wrong ends here; the rest is for the listener's boundary to log.
         """
-        session = Session(self._services, stream, peer)
+        session = Session(self._services, stream, peer, early)
         self._sessions[session] = None
         try:
-            await session.run()
+            await session.run(switch_protocols(head))
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer went away in the middle of something
         finally:

@@ -14,7 +14,7 @@ import trio
 
 from relay.fanout.outbound import Outbound
 from relay.nostr.messages import ws_frame
-from relay.websocket.transport import Transport
+from relay.websocket.connection import Connection
 
 SLICE_CONNECTIONS = 100
 PING_FRAME = ws_frame(b"", opcode=9)
@@ -26,22 +26,22 @@ class Pulse:
     """One client: pings it, and counts the pings that it leaves unanswered.
 
     Any input counts, not only a pong: a client in the middle of a long message cannot answer. Silence counts only while
-    the reader was waiting for input, and not while the peer takes what we send.
+    the connection's task was waiting for input, and not while the peer takes what we send.
     """
 
-    __slots__ = ("_outbound", "_transport", "_unanswered", "last_tick")
+    __slots__ = ("_connection", "_outbound", "_unanswered", "last_tick")
 
-    def __init__(self, transport: Transport, outbound: Outbound) -> None:
-        self._transport = transport
+    def __init__(self, connection: Connection, outbound: Outbound) -> None:
+        self._connection = connection
         self._outbound = outbound
         self._unanswered = 0
         self.last_tick = 0.0
 
     def tick(self, now: float) -> bool:
         """Looks whether the last pings were answered, and sends the next one; False where too many were not."""
-        transport, outbound = self._transport, self._outbound
-        silent = transport.waiting and not transport.heard and outbound.last_progress < self.last_tick
-        transport.heard = False
+        connection, outbound = self._connection, self._outbound
+        silent = connection.waiting and not connection.heard and outbound.last_progress < self.last_tick
+        connection.heard = False
         self.last_tick = now
         if outbound.statistics().queued_bytes:
             return True  # a ping would wait behind the rest; whether the peer takes that is watched more closely

@@ -1,9 +1,9 @@
 """The shared port: looks at each connection's first request and opens one of two doors.
 
-Flows in: connections that Hypercorn accepted. Flows out: WebSocket upgrades, to a `WebSocketHandler`, with the request
-still unread on the socket; everything else, to Hypercorn and the ASGI app. Hypercorn owns the port, the accept loop,
-the nursery with one task per connection, and the moment when accepting stops. Not done here: the WebSocket handshake,
-the list of live connections (the handler's), TLS (ends in front: the peek needs a plain socket).
+Flows in: connections that Hypercorn accepted. Flows out: WebSocket upgrades, to a `WebSocketHandler`; everything else,
+to Hypercorn and the ASGI app, with what was read of it put in front again. Hypercorn owns the port, the accept loop,
+the nursery with one task per connection, and the moment when accepting stops. Not done here: the answer to an upgrade,
+the list of live connections (both the handler's), TLS (ends in front: the first look needs a plain socket).
 
 Hypercorn has no hook for this, so `install` replaces the class that it makes for each connection. What else differs:
 
@@ -38,9 +38,9 @@ from hypercorn.trio.tcp_server import TCPServer
 
 from relay.errors import ConfigError, leaves
 from relay.websocket.head import Refusal, RequestHead, parse_head, upgrade_fault, without_upgrade
+from relay.websocket.opening import HeadTooLong, read_head
 from relay.websocket.origin import OriginPolicy, same_host_or
-from relay.websocket.peek import HeadTooLong, peek_head
-from relay.websocket.plain import HttpStream, read_exactly, refuse
+from relay.websocket.plain import HttpStream, refuse
 
 __all__ = ["BACKLOG", "Listener", "ListenerLimits", "ListenerStatistics", "RequestHead", "WebSocketHandler", "install"]
 
@@ -58,12 +58,12 @@ RETRY_AFTER_SECONDS = 5
 class WebSocketHandler(Protocol):
     """Serves one connection that asked for an upgrade."""
 
-    async def serve(self, stream: trio.SocketStream, head: RequestHead, peer: str) -> None:
-        """Do the handshake (the request is unread on `stream`) and everything after it.
+    async def serve(self, stream: trio.SocketStream, head: RequestHead, peer: str, early: bytes) -> None:
+        """Answer the upgrade, which has no fault, and do everything after it.
 
-        `peer`: the address of the other end without port, or "unix". The handler counts the connection before its first
-        checkpoint, so that `admission` sees it. Ownership: the stream is closed after the return, if it is not before;
-        what is raised is logged and ends only this connection."""
+        `peer`: the address of the other end without port, or "unix". `early`: what came behind the head. The handler
+        counts the connection before its first checkpoint, so that `admission` sees it. Ownership: the stream is closed
+        after the return, if it is not before; what is raised is logged and ends only this connection."""
         ...
 
 
@@ -119,9 +119,9 @@ class Listener:
         """Whether the request is for the WebSocket door. The relay's document has precedence, as in the original."""
         return head.is_websocket_upgrade and not head.wants_relay_document and self.takes_path(head.path)
 
-    def refusal(self, raw: bytes, head: RequestHead, peer: str) -> Refusal | None:
+    def refusal(self, head: RequestHead, peer: str) -> Refusal | None:
         """Why this upgrade gets a plain answer; None if the handler gets it."""
-        fault = upgrade_fault(raw, head)
+        fault = upgrade_fault(head)
         if fault is not None:
             return fault
         if not self.origin_allowed(head):
@@ -161,48 +161,48 @@ class RelayTCPServer(TCPServer):
         _tune(stream.socket)
         limits = listener.limits
         try:
-            raw = await peek_head(
+            first = await read_head(
                 stream.socket,
                 bytes_max=limits.head_bytes,
                 seconds=limits.head_seconds,
-                wait_stopped=self.context.terminated.wait,
+                stopping=self.context.terminated.is_set,
             )
         except HeadTooLong:
-            await self._refuse(listener, stream, limits.head_bytes, Refusal(431, "request head too large"))
+            await self._refuse(listener, stream, Refusal(431, "request head too large"))
             return
-        if raw is None:
+        if first is None:
             listener.counts["no_head"] += 1
             return
+        raw, early = first
         head = parse_head(raw)
         if head is not None and listener.takes(head):
-            await self._websocket(listener, stream, raw, head)
+            await self._websocket(listener, stream, head, early)
         elif head is not None and "upgrade" in head.headers:
-            await read_exactly(stream, len(raw))
-            await self._http(listener, stream, without_upgrade(head))
+            await self._http(listener, stream, without_upgrade(raw) + early)
         else:
-            await self._http(listener, stream)
+            await self._http(listener, stream, raw + early)
 
-    async def _websocket(self, listener: Listener, stream: trio.SocketStream, raw: bytes, head: RequestHead) -> None:
+    async def _websocket(self, listener: Listener, stream: trio.SocketStream, head: RequestHead, early: bytes) -> None:
         peer = _peer(stream.socket)
-        refusal = listener.refusal(raw, head, peer)
+        refusal = listener.refusal(head, peer)
         if refusal is not None:
-            await self._refuse(listener, stream, len(raw), refusal)
+            await self._refuse(listener, stream, refusal)
             return
         _tune_websocket(stream.socket)
         listener.counts["websockets"] += 1
         try:
-            await listener.handler.serve(stream, head, peer)
+            await listener.handler.serve(stream, head, peer, early)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except* Exception as group:  # the handler's own errors are ours, an OSError of its database too
             listener.counts["contained_errors"] += 1
             _log.error("websocket connection failed", peer=peer, exc_info=group)
 
-    async def _refuse(self, listener: Listener, stream: trio.SocketStream, unread: int, refusal: Refusal) -> None:
+    async def _refuse(self, listener: Listener, stream: trio.SocketStream, refusal: Refusal) -> None:
         listener.refused[refusal.status] += 1
-        await refuse(stream, unread, refusal)
+        await refuse(stream, refusal)
 
-    async def _http(self, listener: Listener, stream: trio.SocketStream, first: bytes = b"") -> None:
+    async def _http(self, listener: Listener, stream: trio.SocketStream, first: bytes) -> None:
         listener.counts["http"] += 1
         self.app = _without_websockets(self.app)
         bounded: Any = HttpStream(

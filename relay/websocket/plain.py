@@ -1,8 +1,9 @@
 """Plain HTTP on a connection of the shared port: our own refusals, and the stream that Hypercorn gets.
 
-Flows in: an accepted socket whose head has been peeked. Flows out: a short answer and the end (`refuse`), or a stream
-for Hypercorn (`HttpStream`) that differs from the socket's in three points: its input may begin with a head of our
-writing, a head that has begun must end in time, and output does not wait for ever. Both run in the connection's task.
+Flows in: an accepted socket whose first request head has been read. Flows out: a short answer and the end (`refuse`),
+or a stream for Hypercorn (`HttpStream`) that differs from the socket's in three points: its input begins with what was
+read already, a head that has begun must end in time, and output does not wait for ever. Both run in the connection's
+task.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ SLICE_SECONDS = 0.25
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-async def refuse(stream: trio.SocketStream, unread: int, refusal: Refusal) -> None:
-    """Take the peeked head (`unread` bytes) off the socket, answer, and see the peer off. Does not close the stream."""
+async def refuse(stream: trio.SocketStream, refusal: Refusal) -> None:
+    """Answer, and see the peer off. Does not close the stream."""
     body = orjson.dumps({"error": refusal.error})
     lines = [
         f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
@@ -40,20 +41,10 @@ async def refuse(stream: trio.SocketStream, unread: int, refusal: Refusal) -> No
     ]
     with trio.move_on_after(REFUSE_SECONDS):
         try:
-            await read_exactly(stream, unread)
             await stream.send_all("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         await linger(stream)
-
-
-async def read_exactly(stream: trio.SocketStream, count: int) -> None:
-    """Take bytes off the socket that were peeked before, so they are there."""
-    while count > 0:
-        received = len(await stream.receive_some(count))
-        if not received:
-            return
-        count -= received
 
 
 class HttpStream:

@@ -1,21 +1,21 @@
-"""One WebSocket connection, from the handshake to the Close.
+"""One WebSocket connection, from the answer to its handshake to the Close.
 
-In: the accepted stream of one client. Out: replies and events through its `Outbound`. The connection's task (started by
-the listener) runs `Session.run`: it reads message by message, handles each before it reads the next, and closes. Other
-tasks touch the session only through synchronous calls: the commit task resolves OKs, the fan-out task offers events,
-the heartbeat ticks, the endpoint ends it. What a message means is in `handlers` and `requests`.
+In: the accepted stream of one client, whose request has been read. Out: replies and events through its `Outbound`. The
+connection's task (started by the listener) runs `Session.run`: it takes message by message from its `Connection`,
+handles each before it takes the next, and closes. Other tasks touch the session only through synchronous calls: the
+commit task resolves OKs, the fan-out task offers events, the heartbeat ticks, the endpoint ends it. What a message
+means is in `handlers` and `requests`.
 
     nursery of the connection
-    ├── this task        receive loop, then the close
-    ├── trio-websocket's reader task: frames in, pongs and the answer to a Close out
+    ├── this task        reads, decodes, handles; then the close
     └── flush task       only while the kernel's buffer is full
 
 Rules
 -----
-1. A message is handled to its end before the next one is read, except that EVENTs may wait for their commits together.
+1. A message is handled to its end before the next one is taken, except that EVENTs may wait for their commits together.
    So a slow handler stops the reading: TCP holds the client back, nobody else.
-2. Ends come as data: whoever wants an end calls `end`, which cancels a scope around the receive loop. This task alone
-   speaks the Close. (trio-websocket's `aclose` from another task would break the read and then wait for ever.)
+2. Ends come as data: whoever wants an end calls `end`. It cancels the receiving at once, and what is being handled only
+   when the time to flush is over. This task alone speaks the Close.
 3. Whatever happens, the hub forgets the connection and the socket is closed.
 """
 
@@ -27,7 +27,6 @@ from dataclasses import dataclass
 
 import structlog
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from relay import metrics
 from relay.access.authenticate import Authenticator
@@ -42,20 +41,17 @@ from relay.nostr.messages import closed, notice, ws_frame
 from relay.nostr.session import Phase, SessionState
 from relay.query.replay import Database
 from relay.websocket import endings, handlers
+from relay.websocket.connection import Connection
 from relay.websocket.endings import Ending
+from relay.websocket.frames import Decoder, TooLong, TooManyFragments
 from relay.websocket.heartbeat import Pulse
 from relay.websocket.limits import Limits
 from relay.websocket.replies import Replies
 from relay.websocket.shares import Shares
-from relay.websocket.transport import Transport
 
 log = structlog.get_logger(__name__)
 
-# trio-websocket's buffer for one read; most messages come in one piece. The smallest frames (a pong has six bytes) it
-# handles without a checkpoint to the end of a read: 16 KiB of them held up everybody for 25 ms.
-RECEIVE_BYTES = 4 << 10
-# A client that cuts the longest message into pieces of 32 bytes needs as many. trio-websocket keeps every piece until
-# the last has come and looks only at their size: pieces without any would pile up for ever.
+# A client that cuts the longest message into pieces of 32 bytes needs as many.
 FRAGMENTS_MAX = 4096
 # How many messages are handled between two looks at what waits for the client.
 OUTBOUND_LOOK_MESSAGES = 32
@@ -84,7 +80,8 @@ class Services:
 class Session:
     """The server's side of one connection; a `Peer` of the hub."""
 
-    def __init__(self, services: Services, stream: trio.SocketStream, peer: str) -> None:
+    def __init__(self, services: Services, stream: trio.SocketStream, peer: str, early: bytes = b"") -> None:
+        """`early`: what the client sent behind its request."""
         settings = services.settings
         self.services = services
         self.peer = peer
@@ -95,14 +92,15 @@ class Session:
         self.messages = services.limits.messages()
         self.place = services.limits.gate.place()
         self._stream = stream
-        self._transport: Transport
+        self._early = early
+        self._connection: Connection
         self._pulse: Pulse
-        self._websocket: WebSocketConnection
         self._open = False
-        # Around everything between handshake and close; around one read.
+        # Around everything between handshake and close; around the receive loop. The latter is cancelled only while no
+        # message is being handled.
         self._work = trio.CancelScope()
-        self._read = trio.CancelScope()
-        self._handshake = trio.CancelScope()
+        self._receiving = trio.CancelScope()
+        self._handling = False
         # Set by the first `end`; `_end_wanted` wakes a session that has stopped reading and waits for its end.
         self._ending: Ending | None = None
         self._end_wanted = trio.Event()
@@ -115,71 +113,52 @@ class Session:
 
     # -- the connection's task ---------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serves the connection to its end. Raises nothing but what trio-websocket does on a broken handshake.
+    async def run(self, switch: bytes) -> None:
+        """Serves the connection to its end; `switch` is the answer to the handshake, and goes first, with the greeting.
 
         Cancellation: the socket is closed at once.
         """
         try:
             async with trio.open_nursery() as nursery:
-                await self._serve(nursery)
+                await self._serve(nursery, switch)
         finally:
             self.services.hub.disconnect(self)
             self._stream.socket.close()
 
-    async def _serve(self, nursery: trio.Nursery) -> None:
-        if not await self._shake_hands(nursery):
-            nursery.cancel_scope.cancel()
-            return
+    async def _serve(self, nursery: trio.Nursery, switch: bytes) -> None:
+        settings = self.services.settings
+        limits = OutboundLimits(settings.send_buffer, settings.send_buffer_bytes, settings.send_stall_seconds)
+        self.outbound = Outbound(self._stream, nursery, limits=limits, on_close=self._on_outbound_close)
+        decoder = Decoder(settings.max_frame_bytes, FRAGMENTS_MAX)
+        self._connection = Connection(self._stream, self.outbound, decoder, self._early)
+        self._pulse = Pulse(self._connection, self.outbound)
         metrics.WS_CONNECTIONS.inc()
         metrics.WS_CONNECTIONS_ACTIVE.inc()
         self._open = True
         try:
-            self.outbound.offer(ws_frame(self.state.greeting()))
+            self.outbound.offer(switch + ws_frame(self.state.greeting()))
             await self._work_to_the_end()
             await self._close(nursery)
         finally:
             self._open = False
             metrics.WS_CONNECTIONS_ACTIVE.dec()
 
-    async def _shake_hands(self, nursery: trio.Nursery) -> bool:
-        settings = self.services.settings
-        limits = OutboundLimits(settings.send_buffer, settings.send_buffer_bytes, settings.send_stall_seconds)
-        self.outbound = Outbound(self._stream, nursery, limits=limits, on_close=self._on_outbound_close)
-        self._transport = Transport(
-            self._stream,
-            self.outbound,
-            before_too_big=self._before_too_big,
-            # trio-websocket would wait for ever for a request that cannot come any more.
-            on_end=self._handshake.cancel,
-            before_read=self._before_read,
-            discard_seconds=settings.close_seconds,
-        )
-        self._pulse = Pulse(self._transport, self.outbound)
-        self._handshake.deadline = trio.current_time() + settings.handshake_seconds
-        with self._handshake:
-            request = await wrap_server_stream(
-                nursery,
-                self._transport,
-                # It counts characters, not bytes; `_receive` looks at the bytes.
-                max_message_size=settings.max_frame_bytes,
-                receive_buffer_size=RECEIVE_BYTES,
-            )
-            self._websocket = await request.accept()
-            return True
-        return False
-
     async def _work_to_the_end(self) -> None:
         """The receive loop, until the peer leaves or somebody wants an end."""
         self._work.deadline = trio.current_time() + self.services.settings.auth_seconds
         try:
             with self._work:
-                await self._receive_loop()
+                with self._receiving:
+                    await self._receive_loop()
                 if self._stop_reading and self._ending is None:
                     # What was admitted is still being answered, and events still arrive.
                     await self._end_wanted.wait()
-        except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        except TooLong:
+            self.end(endings.TOO_BIG)
+        except TooManyFragments:
+            self.end(endings.FRAGMENTS)
         except Exception:
             # The last line of defence: whatever a handler did not expect costs this connection only.
             log.exception("websocket session failed", peer=self.peer)
@@ -189,32 +168,29 @@ class Session:
 
     async def _receive_loop(self) -> None:
         handled = 0
-        while self._ending is None and not self._stop_reading:
-            with trio.CancelScope() as self._read:
-                message = await self._websocket.get_message()
-            if self._read.cancelled_caught:
+        while self._reads:
+            message = await self._connection.receive()
+            if message is None or not self._reads:
                 return
-            if not await self._take(message):
-                return
+            self._handling = True
+            await self._handle(message)
+            self._handling = False
             handled += 1
             if handled % OUTBOUND_LOOK_MESSAGES == 0:
                 await self._wait_outbound()
 
-    async def _take(self, message: str | bytes) -> bool:
-        """Handles one message; False if it was too long, and the session ends."""
+    @property
+    def _reads(self) -> bool:
+        return self._ending is None and not self._stop_reading
+
+    async def _handle(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
             try:
                 message = message.decode()
             except UnicodeDecodeError:
                 await handlers.ignore(self)
-                return True
-        limit = self.services.settings.max_frame_bytes
-        # No character has more than four bytes.
-        if len(message) * 4 > limit and len(message.encode()) > limit:
-            self.end(endings.TOO_BIG)  # the transport says it in words, as where trio-websocket noticed first
-            return False
+                return
         await handlers.handle(self, message)
-        return True
 
     async def _wait_outbound(self) -> None:
         """OKs do not wait for room; who sends EVENTs and does not read their OKs is not read any further."""
@@ -222,43 +198,35 @@ class Session:
         if queued.queued_frames * 2 > settings.send_buffer or queued.queued_bytes * 2 > settings.send_buffer_bytes:
             await self.outbound.wait_send_all_might_not_block()
 
-    def _before_read(self) -> None:
-        """The reader has taken in all that came so far."""
-        if self._open and len(parts := self._websocket._message_parts) > FRAGMENTS_MAX:
-            parts.clear()  # they go on coming until the Close is out
-            self.end(endings.FRAGMENTS)
-
-    async def _before_too_big(self) -> None:
-        """A Close forfeits what waits, so first the client gets what it has earned, and is told why."""
-        settings = self.services.settings
-        with trio.move_on_after(settings.flush_seconds):
-            await self.replies.wait_empty()
-            text = f"invalid: message exceeds maximum size of {settings.max_frame_bytes} bytes"
-            # Past `put`: this is the reader's task, and the handler's place is not its to leave and take again.
-            await self.outbound.put(ws_frame(notice(text)))
-            await self.outbound.flushed(settings.flush_seconds)
-        self._ending = self._ending or endings.TOO_BIG
-
     async def _close(self, nursery: trio.Nursery) -> None:
         """Lets the connection go: no more events, then what waits, then the Close, then the socket."""
         self.services.hub.disconnect(self)
-        ending = self._ending
-        if ending is None:  # the peer has gone; the reader has answered its Close, if there was one
-            nursery.cancel_scope.deadline = trio.current_time() + self.services.settings.close_seconds
+        ending, close_seconds = self._ending, self.services.settings.close_seconds
+        if ending is None:
+            nursery.cancel_scope.deadline = trio.current_time() + close_seconds
+            await self._connection.part()
             return
         metrics.WS_CLOSES.labels(ending.label).inc()
         if ending.label == endings.SLOW_CONSUMER.label:
             metrics.WS_BACKPRESSURE_DISCONNECTS.inc()
-        nursery.cancel_scope.deadline = (
-            self._close_deadline or trio.current_time() + self.services.settings.close_seconds
-        )
+        nursery.cancel_scope.deadline = self._close_deadline or trio.current_time() + close_seconds
         if self._last_words:
             self.outbound.offer_many([(frame, None) for frame in self._last_words])
         if not ending.abrupt:
             with trio.move_on_at(self._flush_deadline):
                 await self.replies.wait_empty()
+                if ending is endings.TOO_BIG:
+                    await self._say_too_big()
                 await self.outbound.flushed(max(0.0, self._flush_deadline - trio.current_time()))
-        await self._websocket.aclose(ending.code, ending.reason)
+        if ending is endings.TOO_BIG:
+            await self._connection.close_unread(ending.code, ending.reason, close_seconds)
+        else:
+            await self._connection.close(ending.code, ending.reason)
+
+    async def _say_too_big(self) -> None:
+        """The client has what it has earned, and is told why it gets no more."""
+        text = f"invalid: message exceeds maximum size of {self.services.settings.max_frame_bytes} bytes"
+        await self.outbound.put(ws_frame(notice(text)))
 
     # -- for handlers ------------------------------------------------------------------------------------------------
 
@@ -293,8 +261,7 @@ class Session:
         self._close_deadline = now + (settings.close_seconds if close_seconds is None else close_seconds)
         self._flush_deadline = now + (settings.flush_seconds if flush_seconds is None else flush_seconds)
         self._end_wanted.set()
-        self._handshake.cancel()
-        self._read.cancel()
+        self._cancel_receiving()
         self._work.deadline = min(self._work.deadline, self._flush_deadline)
         if ending.abrupt:
             self._work.cancel()
@@ -326,7 +293,12 @@ class Session:
     def stop_reading(self) -> None:
         """Reads no further message; what was read is handled and answered. `end` must follow."""
         self._stop_reading = True
-        self._read.cancel()
+        self._cancel_receiving()
+
+    def _cancel_receiving(self) -> None:
+        """What is being handled goes on; the loop looks at its flags afterwards."""
+        if not self._handling:
+            self._receiving.cancel()
 
     def tick(self, now: float) -> None:
         """The heartbeat; ends a connection whose client does not answer."""
@@ -335,7 +307,6 @@ class Session:
 
     def abort(self) -> None:
         """Closes without a word, wherever the session stands: whoever waits for the socket sees it closed."""
-        self._handshake.cancel()
         self._work.cancel()
         self._stream.socket.close()
 
@@ -356,5 +327,3 @@ class Session:
             self.end(endings.SLOW_CONSUMER)
         else:
             self._work.cancel()
-            self._read.cancel()
-            self._handshake.cancel()

@@ -1,235 +1,293 @@
-"""The measurements over the socket: ingest, fanout, req, connect, channels.
+"""The loads over the socket that publish and ask: ingest, fan-out, REQ, connect.
 
-Each function makes one run against a `Target` and returns its figures; `scripts/bench` repeats them.
+Each function makes one run in a `Scene` and returns its figures; `scripts/bench` repeats them. Events are signed before
+the clock starts. The generator counts bytes where it can: a frame that it takes apart costs it more than the relay.
 """
 
 from __future__ import annotations
 
-import http.client
 import statistics
 import time
 from collections import deque
 from uuid import uuid4
 
-import orjson
+from scripts.benchmarks.client import Client, Poller, masked, split_frames
+from scripts.benchmarks.meter import Figures, use
+from scripts.benchmarks.scene import Place, Scene
 
-from scripts.benchmarks.client import Client, Poller, event, key, split_frames
-from scripts.benchmarks.client import connect as connect_clients
-from scripts.benchmarks.target import Target
-
-Figures = dict[str, float]
-
-
-def _channel(client: Client, visibility: str = "open") -> str:
-    channel = str(uuid4())
-    client.publish(event(client.secret, 9007, tags=[["h", channel], ["name", "bench"], ["visibility", visibility]]))
-    return channel
+RUN_SECONDS_MAX = 120
+SUBSCRIPTION = "s"
+HEADER_BYTES = 4
+"""Of a frame of 126 bytes to 64 KiB, as every EVENT here is."""
 
 
-def _quantile(values: list[float], part: float) -> float:
+def quantile(values: list[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * part))]
 
 
-def ingest(target: Target, *, connections: int = 32, depth: int = 16, events: int = 12_000) -> Figures:
-    """Authenticated, audited, durable kind 9 events of 300 bytes; `depth` unanswered ones a connection."""
-    clients = connect_clients(target.host, target.port, range(connections))
-    channel = _channel(clients[0])
-    text = "x" * 60
-    frames = {
-        client: deque(
-            b'["EVENT",' + event(client.secret, 9, f"{n} {text} {uuid4()}", [["h", channel]]).json + b"]"
-            for n in range(events // connections)
-        )
-        for client in clients
-    }
-    total = sum(map(len, frames.values()))
-    sent_at: dict[Client, deque[float]] = {client: deque() for client in clients}
-    latencies: list[float] = []
-    answered = 0
+def latency(values: list[float], name: str = "latency") -> Figures:
+    return {f"{name}_p50_ms": 1000 * statistics.median(values), f"{name}_p99_ms": 1000 * quantile(values, 0.99)}
 
-    def send(client: Client, count: int) -> None:
-        for _ in range(min(count, len(frames[client]))):
-            client.send(frames[client].popleft())
-            sent_at[client].append(time.perf_counter())
 
-    def on_data(client: Client, data: bytes) -> None:
-        nonlocal answered
+def subscribe(place: Place, clients: list[Client]) -> None:
+    for client in clients:
+        client.send(place.request(SUBSCRIPTION))
+    for client in clients:
+        client.read("EOSE")
+
+
+def frame_bytes(place: Place, publisher: Client, subscribers: list[Client], content: str) -> int:
+    """What one event with a content of this length is on the wire to a subscriber, as this relay writes it."""
+    publisher.send(place.frame(publisher, content))
+    assert publisher.read("OK")[2]
+    sizes = set()
+    for client in subscribers:
+        while not (frames := split_frames(client.rest)[0]):
+            more = client.sock.recv(65536)
+            assert more, "the relay closed a connection"
+            client.rest += more
+        assert frames[0].startswith(b'["EVENT"'), frames[0]
+        sizes.add(len(client.rest))
+        client.rest = b""
+    assert len(sizes) == 1, sizes
+    return sizes.pop()
+
+
+class _Writer:
+    """A connection that publishes: keeps `depth` events unanswered, and sends as many at once as were answered."""
+
+    def __init__(self, frames: list[bytes]) -> None:
+        self.frames = deque(map(masked, frames))
+        self.sent_at: deque[float] = deque()
+        self.taken: list[float] = []
+
+    def send(self, client: Client, count: int) -> None:
+        count = min(count, len(self.frames))
+        if count:
+            data = b"".join([self.frames.popleft() for _ in range(count)])
+            self.sent_at.extend([time.perf_counter()] * count)
+            client.sock.sendall(data)
+
+    def answered(self, client: Client, data: bytes) -> int:
         oks, client.rest = split_frames(client.rest + data)
         now = time.perf_counter()
         for ok in oks:
             assert ok.startswith(b'["OK"'), ok
             assert b",true," in ok, ok
-            latencies.append(now - sent_at[client].popleft())
-        answered += len(oks)
-        send(client, len(oks))
+            self.taken.append(now - self.sent_at.popleft())
+        self.send(client, len(oks))
+        return len(oks)
 
-    poller = Poller(clients, on_data)
-    cpu = target.cpu_seconds() if target.pid else 0.0
-    started = time.perf_counter()
-    for client in clients:
-        send(client, depth)
-    poller.run_until(lambda: answered == total, 120)
-    seconds = time.perf_counter() - started
+
+def ingest(
+    scene: Scene, *, connections: int = 8, depth: int = 16, events: int = 16_000, subscribers: int = 10
+) -> Figures:
+    """Durable events of 300 bytes; `depth` unanswered ones a connection; `subscribers` other connections get them."""
+    clients = scene.connect(range(connections))
+    readers = scene.connect(range(connections, connections + subscribers))
+    place = scene.place(clients[0], range(1, connections + subscribers))
+    run, text = uuid4().hex[:12], "x" * 70
+    subscribe(place, readers)
+    size = frame_bytes(place, clients[0], readers, f"{0:06} {run} {text}") if readers else 0
+    share = events // connections
+    writers = {
+        client: _Writer([place.frame(client, f"{n:06} {run} {text}") for n in range(1, share + 1)])
+        for client in clients
+    }
+    total, answered, received = share * connections, 0, 0
+
+    def on_data(client: Client, data: bytes) -> None:
+        nonlocal answered
+        answered += writers[client].answered(client, data)
+
+    def on_size(_client: Client, count: int) -> None:
+        nonlocal received
+        received += count
+
+    poller = Poller(clients, on_data, counted=readers, on_size=on_size)
+    counted = scene.target.metrics()
+    before = use(scene.target.pid)
+    for client, writer in writers.items():
+        writer.send(client, depth)
+    expected = total * size * subscribers
+    poller.run_until(lambda: answered == total, RUN_SECONDS_MAX)
+    used = use(scene.target.pid) - before
+    poller.run_until(lambda: received >= expected, RUN_SECONDS_MAX)
+    assert received == expected, (received, expected)
     poller.close()
-    used = (target.cpu_seconds() - cpu) if target.pid else 0.0
-    for client in clients:
+    batches = _mean(counted, scene.target.metrics(), "sprout_commit_batch_events")
+    for client in (*clients, *readers):
         client.close()
     return {
-        "events_per_second": total / seconds,
-        "latency_p50_ms": 1000 * statistics.median(latencies),
-        "latency_p99_ms": 1000 * _quantile(latencies, 0.99),
-        "cpu_us_per_event": 1e6 * used / total,
+        "events_per_second": total / used.wall_seconds,
+        **latency([taken for writer in writers.values() for taken in writer.taken]),
+        **used.per(total, "event"),
+        **batches,
+        **used.shares(),
     }
 
 
-def fanout(target: Target, *, subscribers: int = 1000, events: int = 600, in_flight: int = 16) -> Figures:
-    """Stored and audited 400-byte kind 9 events of one channel to `subscribers` connections."""
-    clients = connect_clients(target.host, target.port, range(1, subscribers + 1))
-    [publisher] = connect_clients(target.host, target.port, [0])
-    channel = _channel(publisher)
-    for client in clients:
-        client.send(b'["REQ","s",{"kinds":[9],"#h":["' + channel.encode() + b'"]}]')
-        client.read("EOSE")
-    frames = deque(
-        b'["EVENT",' + event(publisher.secret, 9, f"{n:06} " + "x" * 60, [["h", channel]]).json + b"]"
-        for n in range(events)
-    )
-    # All frames of one run have the same length, so that counting bytes counts deliveries.
-    publisher.send(frames.popleft())
-    first = clients[0].read("EVENT")
-    assert first[1] == "s"
-    publisher.read("OK")
-    size = 4 + len(b'["EVENT","s",') + len(event(publisher.secret, 9, "000000 " + "x" * 60, [["h", channel]]).json) + 1
-    for client in clients[1:]:
-        client.read("EVENT")
-    received = 0
-    answered = 0
-    total = len(frames)
+def _mean(before: dict[str, float], after: dict[str, float], histogram: str) -> Figures:
+    """What a histogram of the relay's own took in between, on the average; nothing where it shows none."""
+    count = after.get(f"{histogram}_count", 0) - before.get(f"{histogram}_count", 0)
+    total = after.get(f"{histogram}_sum", 0) - before.get(f"{histogram}_sum", 0)
+    return {f"{histogram.removeprefix('sprout_')}_mean": total / count} if count else {}
+
+
+def fanout(scene: Scene, *, subscribers: int = 1000, events: int = 1200, in_flight: int = 64) -> Figures:
+    """Stored 400-byte events of one publisher to `subscribers` connections.
+
+    A delivery takes from the moment that the publisher has sent the event to the read that brought a subscriber the
+    whole of its frame; the quantiles are over all deliveries.
+    """
+    readers = scene.connect(range(1, subscribers + 1))
+    [publisher] = scene.connect([0])
+    place = scene.place(publisher, range(1, min(subscribers, 100) + 1))
+    run, text = uuid4().hex[:12], "x" * 60
+    subscribe(place, readers)
+    size = frame_bytes(place, publisher, readers, f"{0:06} {run} {text}")
+    writer = _Writer([place.frame(publisher, f"{n:06} {run} {text}") for n in range(1, events + 1)])
+    sent_at: list[float] = []
+    have = dict.fromkeys(readers, 0)
+    arrivals: list[tuple[float, int, int]] = []
+    received = answered = 0
+    expected = events * subscribers * size
+
+    def send(count: int) -> None:
+        at = time.perf_counter()
+        sent_at.extend([at] * min(count, len(writer.frames)))
+        writer.send(publisher, count)
 
     def on_data(client: Client, data: bytes) -> None:
-        nonlocal received, answered
-        if client is not publisher:
-            received += len(data)
-            return
+        nonlocal answered
         oks, client.rest = split_frames(client.rest + data)
+        assert all(b",true," in ok for ok in oks), oks
         answered += len(oks)
-        for _ in oks:
-            if frames:
-                client.send(frames.popleft())
+        send(len(oks))
 
-    poller = Poller([*clients, publisher], on_data)
-    started = time.perf_counter()
-    for _ in range(min(in_flight, len(frames))):
-        publisher.send(frames.popleft())
-    expected = total * subscribers * size
-    poller.run_until(lambda: received >= expected and answered == total, 120)
-    seconds = time.perf_counter() - started
+    def on_size(client: Client, count: int) -> None:
+        nonlocal received
+        received += count
+        had = have[client]
+        have[client] = had + count
+        arrivals.append((time.perf_counter(), had // size, (had + count) // size))
+
+    poller = Poller([publisher], on_data, counted=readers, on_size=on_size)
+    before = use(scene.target.pid)
+    send(in_flight)
+    poller.run_until(lambda: received >= expected and answered == events, RUN_SECONDS_MAX)
+    used = use(scene.target.pid) - before
     assert received == expected, (received, expected)
     poller.close()
-    for client in (*clients, publisher):
+    for client in (*readers, publisher):
         client.close()
-    return {"deliveries_per_second": total * subscribers / seconds, "events_per_second": total / seconds}
+    deliveries = events * subscribers
+    return {
+        "deliveries_per_second": deliveries / used.wall_seconds,
+        "events_per_second": events / used.wall_seconds,
+        **latency([at - sent for at, first, end in arrivals for sent in sent_at[first:end]], "delivery"),
+        "relay_cpu_us_per_delivery": 1e6 * used.relay_seconds / deliveries,
+        "deliveries_per_read": deliveries / len(arrivals),
+        **used.per(events, "event"),
+        **used.shares(),
+    }
 
 
-def req(target: Target, *, stored: int = 500, requests: int = 400, connections: int = 4) -> Figures:
-    """REQs that each return `stored` events of one channel and an EOSE."""
-    clients = connect_clients(target.host, target.port, range(connections))
-    channel = _channel(clients[0])
-    for start in range(0, stored, 50):
-        batch = [event(clients[0].secret, 9, f"{n} " + "x" * 100, [["h", channel]]) for n in range(start, start + 50)]
-        for item in batch:
-            clients[0].send(b'["EVENT",' + item.json + b"]")
-        for _ in batch:
-            assert clients[0].read("OK")[2]
-    request = b'["REQ","s",{"kinds":[9],"#h":["%b"],"limit":%d}]' % (channel.encode(), stored)
-    done = 0
-    sent = 0
+def store(place: Place, client: Client, count: int) -> None:
+    """`count` events of 100 bytes of content, 50 of them on the way at a time."""
+    run = uuid4().hex[:12]
+    for start in range(0, count, 50):
+        frames = [place.frame(client, f"{n} {run} " + "x" * 80) for n in range(start, min(count, start + 50))]
+        client.sock.sendall(b"".join(map(masked, frames)))
+        for _ in frames:
+            ok = client.read("OK")
+            assert ok[2], ok
+
+
+def req(scene: Scene, *, stored: int = 500, requests: int = 800, connections: int = 4) -> Figures:
+    """REQs that each return `stored` events and an EOSE, one after the other on each connection.
+
+    The first byte of an answer is the first of its first EVENT: the time to the first EVENT is that of the first read.
+    """
+    clients = scene.connect(range(connections))
+    place = scene.place(clients[0])
+    store(place, clients[0], stored)
+    request = masked(place.request(SUBSCRIPTION, limit=stored))
+    done = sent = 0
     started_at: dict[Client, float] = {}
-    latencies: list[float] = []
+    first_at: dict[Client, float] = {}
+    whole: list[float] = []
+    first: list[float] = []
+    checked = dict.fromkeys(clients, b"")
+    end = b'["EOSE","' + SUBSCRIPTION.encode() + b'"]'
 
     def ask(client: Client) -> None:
         nonlocal sent
         sent += 1
         started_at[client] = time.perf_counter()
-        client.send(request)
+        client.sock.sendall(request)
 
     def on_data(client: Client, data: bytes) -> None:
         nonlocal done
-        client.rest = (client.rest + data)[-40:]
-        if b'["EOSE","s"]' in client.rest:
+        now = time.perf_counter()
+        if client not in first_at:
+            first_at[client] = now
+            first.append(now - started_at[client])
+        if client in checked:
+            checked[client] += data
+        client.rest = client.rest[-40:] + data[-40:]
+        if client.rest.endswith(end):
+            if client in checked:
+                _check_answer(checked.pop(client), stored)
             client.rest = b""
+            del first_at[client]
             done += 1
-            latencies.append(time.perf_counter() - started_at[client])
+            whole.append(now - started_at[client])
             if sent < requests:
                 ask(client)
 
     poller = Poller(clients, on_data)
-    started = time.perf_counter()
+    before = use(scene.target.pid)
     for client in clients:
         ask(client)
-    poller.run_until(lambda: done == requests, 120)
-    seconds = time.perf_counter() - started
+    poller.run_until(lambda: done == requests, RUN_SECONDS_MAX)
+    used = use(scene.target.pid) - before
     poller.close()
     for client in clients:
         client.close()
     return {
-        "requests_per_second": requests / seconds,
-        "events_per_second": requests * stored / seconds,
-        "latency_p50_ms": 1000 * statistics.median(latencies),
-        "latency_p99_ms": 1000 * _quantile(latencies, 0.99),
+        "requests_per_second": requests / used.wall_seconds,
+        **latency(whole),
+        **latency(first, "first_event"),
+        **used.per(requests, "request"),
+        **used.shares(),
     }
 
 
-def connect(target: Target, *, connections: int = 2000) -> Figures:
-    """Connect, upgrade and log in (audited), 100 at a time; then what an idle connection costs in memory."""
-    warm = connect_clients(target.host, target.port, range(50))
-    before = target.rss_kib() if target.pid else 0
-    started = time.perf_counter()
-    clients = connect_clients(target.host, target.port, range(connections))
-    seconds = time.perf_counter() - started
+def _check_answer(data: bytes, stored: int) -> None:
+    """The first answers are taken apart: a relay that sends less than it was asked for would win every race."""
+    frames, _ = split_frames(data)
+    events = sum(frame.startswith(b'["EVENT"') for frame in frames)
+    assert events == stored, f"{events} events instead of {stored}"
+
+
+def connect(scene: Scene, *, connections: int = 2000) -> Figures:
+    """Connect, upgrade and log in, 100 at a time; then what an idle connection costs in memory."""
+    target = scene.target
+    warm = scene.connect(range(50))
+    if target.pid and target.rss_before is None:
+        target.rss_before = target.rss_kib()
+    before = use(target.pid)
+    clients = scene.connect(range(connections))
+    used = use(target.pid) - before
     time.sleep(0.5)
-    after = target.rss_kib() if target.pid else 0
+    grown = target.rss_kib() - target.rss_before if target.rss_before is not None else 0
     for client in warm + clients:
         client.close()
     time.sleep(1.0)
     return {
-        "connects_per_second": connections / seconds,
-        "idle_kib_per_connection": (after - before) / connections,
-    }
-
-
-def channels(target: Target, *, dms: int = 20, rooms: int = 100, requests: int = 300) -> Figures:
-    """GET /api/channels of a member of `dms` DMs and `rooms` channels, on one keep-alive connection."""
-    [me] = connect_clients(target.host, target.port, [0])
-    headers = {"X-Pubkey": me.secret.public_hex, "Content-Type": "application/json"}
-    connection = http.client.HTTPConnection(target.host, target.port)
-
-    def call(method: str, path: str, body: str | None = None) -> bytes:
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        data = answer.read()
-        assert answer.status < 300, (answer.status, data)
-        return data
-
-    for number in range(dms):
-        call("POST", "/api/dms", f'{{"pubkeys":["{key(number + 1).public_hex}"]}}')
-    # What an earlier run has made is enough: every run measures the same list.
-    for _ in range(rooms + dms - len(orjson.loads(call("GET", "/api/channels")))):
-        _channel(me)
-    latencies = []
-    for _ in range(20):
-        call("GET", "/api/channels")
-    started = time.perf_counter()
-    for _ in range(requests):
-        at = time.perf_counter()
-        size = len(call("GET", "/api/channels"))
-        latencies.append(time.perf_counter() - at)
-    seconds = time.perf_counter() - started
-    connection.close()
-    me.close()
-    return {
-        "requests_per_second": requests / seconds,
-        "latency_p50_ms": 1000 * statistics.median(latencies),
-        "latency_p99_ms": 1000 * _quantile(latencies, 0.99),
-        "body_bytes": float(size),
+        "connects_per_second": connections / used.wall_seconds,
+        "idle_kib_per_connection": grown / connections,
+        **used.per(connections, "connect"),
+        **used.shares(),
     }

@@ -60,6 +60,50 @@ async def test_frames_offered_together_are_one_system_call(writes):
         assert received == [(1, b"%d" % number * 40) for number in range(16)] * 2
 
 
+async def test_frames_joined_before_are_one_system_call_and_are_not_taken_apart(writes):
+    async with pair(buffer=1 << 18) as p:
+        frames = [(ws_frame(b"%d" % number * 40), "x") for number in range(16)]
+        joined = b"".join(frame for frame, _ in frames)
+        assert p.outbound.offer_joined(joined, None, b"prefix")
+        assert writes == [len(joined)]
+        assert await p.read_frames(16) == [(1, b"%d" % number * 40) for number in range(16)]
+
+
+async def test_of_frames_joined_before_those_that_wait_can_be_taken_back():
+    """The kernel takes a part, and then nothing: the rest waits frame by frame, each with its channel."""
+    asked = []
+
+    def apart(prefix):
+        asked.append(prefix)
+        return [(ws_frame(bytes([number]) * 1000), f"{number % 2}") for number in range(40)]
+
+    async with pair() as p:
+        joined = b"".join(frame for frame, _ in apart(b""))
+        assert p.outbound.offer_joined(joined, apart, b"direct")
+        assert p.outbound.offer_joined(joined, apart, b"behind")
+        assert asked == [b"", b"direct", b"behind"]
+        begun = 40 - (p.outbound.statistics().queued_frames - 40)
+        dropped = p.outbound.purge("1")
+        odd, even = ([number for number in range(begun, 40) if number % 2 == rest] for rest in (1, 0))
+        assert dropped == len(odd) + 20
+        expected = [*range(begun), *even, *range(0, 40, 2)]
+        assert await p.read_frames(len(expected)) == [(1, bytes([number]) * 1000) for number in expected]
+
+
+@pytest.mark.parametrize(("limits", "limit"), [({"slots": 9}, Limit.SLOTS), ({"bytes": 50_000}, Limit.BYTES)])
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_the_bounds_hold_for_frames_joined_before(limits, limit, waiting):
+    frames = [(ws_frame(bytes(5000)), None)] * 40
+    async with pair(limits=OutboundLimits(**limits)) as p:
+        if waiting:
+            p.fill()
+        assert not p.outbound.offer_joined(b"".join(frame for frame, _ in frames), lambda _: frames, b"")
+        assert p.reasons == [CloseReason.SLOW_CONSUMER]
+        assert p.outbound.statistics().limit is limit
+        assert not p.outbound.offer_joined(frames[0][0], lambda _: frames[:1], b"")
+        assert p.outbound.statistics().queued_frames == 0
+
+
 # ---- order and integrity
 
 operations = st.lists(
@@ -95,10 +139,10 @@ async def test_every_frame_arrives_whole_and_in_order_whatever_the_sizes_and_the
                     await p.outbound.put_many([(make(size), None) for size in sizes])
                 else:
                     pongs.append(b"pong %d" % len(pongs))
-                    await p.outbound.send_all(pong(pongs[-1]))
+                    p.outbound.pong(pong(pongs[-1]))
             assert await p.outbound.flushed(10)
             assert not p.outbound.statistics().queued_bytes
-            await p.outbound.send_all(CLOSE)
+            await p.outbound.send_close(CLOSE)
             await p.outbound.aclose()
 
         async def read() -> None:
@@ -125,8 +169,8 @@ async def test_a_pong_goes_before_waiting_data_and_splits_no_frame():
         accepted = p.fill()
         for number in range(5):
             assert p.outbound.offer(ws_frame(b"%d" % number))
-        await p.outbound.send_all(pong(b"first"))
-        await p.outbound.send_all(pong(b"second"))
+        p.outbound.pong(pong(b"first"))
+        p.outbound.pong(pong(b"second"))
         frames = await p.read_frames(accepted + 6)
         # The frame that filled the buffer may be begun or not; the pong stands right around it, and only the latest.
         position = frames.index((10, b"second"))
@@ -143,8 +187,8 @@ async def test_a_pong_that_itself_finds_the_kernel_full_keeps_its_place_among_co
             while True:  # behind the writer's back, so that it does not know that the kernel is full
                 assert os.write(p.outbound._fileno(), frame) == len(frame)
                 accepted += 1
-        await p.outbound.send_all(pong(b"first"))
-        await p.outbound.send_all(pong(b"second"))
+        p.outbound.pong(pong(b"first"))
+        p.outbound.pong(pong(b"second"))
         assert p.outbound.offer(ws_frame(b"data"))
         expected = [(1, bytes(1000))] * accepted + [(10, b"second"), (1, b"data")]
         assert await p.read_frames(accepted + 2) == expected
@@ -198,7 +242,7 @@ async def test_put_is_a_checkpoint_and_refuses_a_connection_that_ends():
         with trio.testing.assert_checkpoints():
             await p.outbound.put(ws_frame(b"one"))
         with trio.testing.assert_checkpoints():
-            await p.outbound.send_all(CLOSE)
+            await p.outbound.send_close(CLOSE)
         with pytest.raises(trio.BrokenResourceError):
             await p.outbound.put(ws_frame(b"two"))
 
@@ -315,7 +359,7 @@ async def test_after_a_bound_was_crossed_the_close_still_leaves_behind_the_begun
         with pytest.raises(trio.BrokenResourceError):
             await p.outbound.put(ws_frame(b"reply"))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(p.outbound.send_all, CLOSE)
+            nursery.start_soon(p.outbound.send_close, CLOSE)
             frames = await p.read_until_close()
         assert set(frames[:-1]) == {(1, bytes(3000))}
 
@@ -327,7 +371,7 @@ async def test_a_close_that_nobody_reads_stalls_too():
 
         async def close() -> None:
             with pytest.raises(trio.BrokenResourceError):
-                await p.outbound.send_all(CLOSE)
+                await p.outbound.send_close(CLOSE)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(close)
@@ -343,13 +387,14 @@ async def test_a_close_that_nobody_reads_stalls_too():
 async def test_nothing_follows_a_close():
     async with pair() as p:
         p.outbound.offer(ws_frame(b"before"))
-        await p.outbound.send_all(CLOSE)
+        await p.outbound.send_close(CLOSE)
         assert not p.outbound.offer(ws_frame(b"after"))
         assert not p.outbound.offer_many([(ws_frame(b"after"), None)])
-        await p.outbound.send_all(pong(b"crossed"))  # no error, no effect
-        for data in (CLOSE, ws_frame(b"after")):
-            with pytest.raises(trio.ClosedResourceError):
-                await p.outbound.send_all(data)
+        p.outbound.pong(pong(b"crossed"))  # no error, no effect
+        with pytest.raises(trio.ClosedResourceError):
+            await p.outbound.send_close(CLOSE)
+        with pytest.raises(trio.BrokenResourceError):
+            await p.outbound.put(ws_frame(b"after"))
         assert p.reasons == []
         await p.outbound.aclose()
         assert await p.read_to_end() == [(1, b"before"), (8, b"\x03\xf4restarting")]
@@ -367,7 +412,7 @@ async def test_a_close_forfeits_waiting_frames_and_fails_waiting_puts():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(put)
             await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(p.outbound.send_all, CLOSE)
+            nursery.start_soon(p.outbound.send_close, CLOSE)
             await trio.testing.wait_all_tasks_blocked()
             frames = await p.read_until_close()
         assert set(frames[:-1]) == {(1, bytes(1000))}
@@ -385,7 +430,7 @@ async def test_flushing_first_loses_nothing():
 
         async def close() -> None:
             assert await p.outbound.flushed(10)
-            await p.outbound.send_all(CLOSE)
+            await p.outbound.send_close(CLOSE)
             await p.outbound.aclose()
 
         p.nursery.start_soon(close)
@@ -424,7 +469,7 @@ async def test_a_reset_is_noticed_once_and_ends_everything(waiting):
         await until(lambda: not p.nursery.child_tasks)
         assert failed == [True] * waiting
         with pytest.raises(trio.ClosedResourceError):
-            await p.outbound.send_all(CLOSE)
+            await p.outbound.send_close(CLOSE)
         assert p.reasons == [CloseReason.PEER_GONE]
 
 
@@ -488,16 +533,14 @@ async def test_an_offer_after_the_nursery_has_ended_is_refused_not_raised():
 async def test_unread_input_does_not_cost_the_peer_the_close_code():
     async with pair(tcp=True, buffer=1 << 16) as p:
         await p.client.send_all(bytes(60_000))  # never read by us, e.g. the rest of a message that was too long
-        await p.outbound.send_all(CLOSE)
+        await p.outbound.send_close(CLOSE)
         p.nursery.start_soon(p.outbound.aclose)
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert await p.read_to_end() == [(8, b"\x03\xf4restarting")]
 
 
-async def test_empty_writes_and_waiting_are_checkpoints():
+async def test_waiting_is_a_checkpoint():
     async with pair() as p:
-        with trio.testing.assert_checkpoints():
-            await p.outbound.send_all(b"")
         with trio.testing.assert_checkpoints():
             await p.outbound.wait_send_all_might_not_block()
         with trio.testing.assert_checkpoints():

@@ -21,7 +21,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 from relay.access.authenticate import Authenticator
 from relay.nostr.event import Event
 from relay.websocket.endpoint import WebSocketEndpoint
-from relay.websocket.head import RequestHead
+from relay.websocket.head import parse_head
+from relay.websocket.opening import read_head
 from tests.support.core import Core, Person, running_core
 
 RELAY_URL = "ws://localhost:3000"
@@ -166,8 +167,11 @@ async def serving(
             relay.accepted.append(stream)
             if prepare is not None:
                 prepare(stream)
-            if endpoint.admission():
-                await endpoint.serve(stream, RequestHead("/", "", {}), "127.0.0.1")
+            first = await read_head(stream.socket, bytes_max=16 << 10, seconds=SECONDS, stopping=lambda: False)
+            if first is not None and endpoint.admission():
+                head = parse_head(first[0])
+                assert head is not None
+                await endpoint.serve(stream, head, "127.0.0.1", first[1])
 
         listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         relay.port = listeners[0].socket.getsockname()[1]

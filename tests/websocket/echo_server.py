@@ -1,7 +1,7 @@
 """A small server behind the real listener, as a process of its own: `python -m tests.websocket.echo_server '{...}'`.
 
 Prints its port, serves until SIGTERM, then prints its listener's statistics as JSON. The WebSocket side echoes through
-trio-websocket and `Outbound`; the HTTP side answers /ready, /big (more than any socket buffer) and NIP-11 at /.
+`Connection` and `Outbound`; the HTTP side answers /ready, /big (more than any socket buffer) and NIP-11 at /.
 Options: `connections_max`, `arrivals_max` (upgrades that may come, ever), `limits` (of `ListenerLimits`), `files_max`
 (RLIMIT_NOFILE), `uds` (a path).
 """
@@ -18,9 +18,12 @@ import sys
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
-from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from relay.fanout.outbound import CloseReason, Outbound
+from relay.nostr.messages import ws_frame
+from relay.websocket.connection import Connection
+from relay.websocket.frames import Decoder
+from relay.websocket.head import switch_protocols
 from relay.websocket.listener import ListenerLimits, RequestHead, configure, install
 
 BIG = 64 << 20
@@ -54,16 +57,16 @@ class Echo:
     def __init__(self) -> None:
         self.live = 0
 
-    async def serve(self, stream: trio.SocketStream, head: RequestHead, peer: str) -> None:
+    async def serve(self, stream: trio.SocketStream, head: RequestHead, peer: str, early: bytes) -> None:
         self.live += 1
         try:
             async with trio.open_nursery() as nursery:
-                await self._echo(stream, head, peer, nursery)
+                await self._echo(stream, head, peer, early, nursery)
                 nursery.cancel_scope.cancel()
         finally:
             self.live -= 1
 
-    async def _echo(self, stream, head, peer, nursery):
+    async def _echo(self, stream, head, peer, early, nursery):
         if head.query == "crash":
             raise RuntimeError("asked to crash")
 
@@ -71,19 +74,17 @@ class Echo:
             nursery.cancel_scope.cancel()
 
         outbound = Outbound(stream, nursery, on_close=on_close)
-        with trio.fail_after(5):
-            request = await wrap_server_stream(nursery, outbound, max_message_size=65536)
-            websocket = await request.accept()
+        outbound.offer(switch_protocols(head))
+        connection = Connection(stream, outbound, Decoder(65536, 100), early)
         try:
-            while True:
-                message = await websocket.get_message()
-                reply = f"{peer} {message}" if isinstance(message, str) else message
-                await websocket.send_message(reply)
-        except ConnectionClosed:
-            pass
-        finally:
+            while (message := await connection.receive()) is not None:
+                text = isinstance(message, str)
+                outbound.offer(ws_frame(f"{peer} {message}".encode() if text else message, 1 if text else 2))
+            await connection.part()
+        except trio.Cancelled:
             with trio.move_on_after(2, shield=True):
-                await websocket.aclose(1012, "restarting")
+                await connection.close(1012, "restarting")
+            raise
 
 
 async def main(options: dict) -> None:

@@ -66,7 +66,7 @@ async def test_what_was_admitted_is_answered_before_the_close(relay: RelayUnderT
         await wait_until(lambda: relay.endpoint.statistics().pending_events)
         relay.endpoint.stop_reading()
         await client.send("CLOSE", "unread")
-        await wait_until(lambda: session_of(relay)._read.cancel_called)
+        await wait_until(lambda: session_of(relay)._receiving.cancel_called)
     assert await client.receive() == ["OK", event.id, True, ""]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.endpoint.close_all)
@@ -107,27 +107,6 @@ async def test_who_does_not_read_is_closed_in_time(migrated_dsn: str) -> None:
         await wait_until(lambda: relay.endpoint.connections == 0)
 
 
-async def test_a_connection_in_its_handshake_is_closed_too(relay: RelayUnderTest) -> None:
-    stream = await trio.open_tcp_stream("127.0.0.1", relay.port)
-    async with stream:
-        await stream.send_all(b"GET / HTTP/1.1\r\n")
-        await wait_until(lambda: relay.endpoint.connections == 1)
-        with trio.fail_after(3):
-            assert await relay.endpoint.close_all() == 1
-            assert await stream.receive_some(1) == b""
-    assert relay.endpoint.connections == 0
-
-
-async def test_a_handshake_that_never_comes(migrated_dsn: str) -> None:
-    async with serving(migrated_dsn, handshake_seconds=0.2) as relay:
-        async with await trio.open_tcp_stream("127.0.0.1", relay.port) as slow:
-            with trio.fail_after(5):
-                assert await slow.receive_some(1) == b""
-        async with await trio.open_tcp_stream("127.0.0.1", relay.port) as gone:
-            await gone.send_all(b"GET / HTTP/1.1\r\n")
-        await wait_until(lambda: relay.endpoint.connections == 0)
-
-
 # -- too many ----------------------------------------------------------------------------------------------------------
 
 
@@ -148,11 +127,11 @@ async def test_the_number_of_connections_is_bounded(migrated_dsn: str) -> None:
 async def test_the_third_unanswered_tick_ends_the_connection(relay: RelayUnderTest) -> None:
     client = await relay.connect(ALICE)
     session = session_of(relay)
-    session._transport.heard = False
+    session._connection.heard = False
     before = closes("pings")
     for number in range(1, 5):
         # The client's library reads, and would answer; so its pongs are not looked at.
-        session._transport.heard = False
+        session._connection.heard = False
         session.tick(trio.current_time() + number)
     assert session._ending is not None
     assert await client.closed() == (1001, "ping timeout")
@@ -195,11 +174,9 @@ async def test_silence_while_we_do_not_listen_is_ours(relay: RelayUnderTest) -> 
     async with relay.core.pool.transaction() as con:
         await con.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
         await client.send("REQ", "s", {"#h": [channel]})
-        for _ in range(3):  # one is handled, one waits in the library's queue, one in its hands: it reads no more
-            await client.send("CLOSE", "x")
-        await wait_until(lambda: not session._transport.waiting)
+        await wait_until(lambda: not session._connection.waiting)
         for number in range(1, 10):
-            session._transport.heard = False
+            session._connection.heard = False
             session.tick(trio.current_time() + number)
         assert session._ending is None
     await client.until("EOSE", "s")
@@ -256,7 +233,7 @@ async def test_a_sender_that_does_not_read_its_oks_is_held_back(migrated_dsn: st
                 sent += 1
 
         def held_back() -> bool:
-            return session.outbound.statistics().queued_frames > 50 and not session._transport.waiting
+            return session.outbound.statistics().queued_frames > 50 and not session._connection.waiting
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
@@ -320,7 +297,7 @@ async def test_a_message_of_endless_empty_fragments(relay: RelayUnderTest) -> No
     await client.stream.send_all(FIRST_FRAGMENT + MASKED_EMPTY + (NEXT_FRAGMENT + MASKED_EMPTY) * 20_000)
     assert await client.closed() == (1008, "too many fragments")
     await wait_until(lambda: not relay.endpoint.connections)
-    assert len(session._websocket._message_parts) < 10_000
+    assert not session._connection._decoder._pieces
 
 
 async def test_a_message_in_many_fragments_is_read(relay: RelayUnderTest) -> None:

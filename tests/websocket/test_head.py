@@ -1,13 +1,21 @@
-"""Reading a request's head: the door that it is sent through, and agreement with the parsers that read it again."""
+"""Reading a request's head: the door that it is sent through, and agreement with the parser that reads it again."""
 
 from __future__ import annotations
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.websocket.head import head_end, parse_head, upgrade_fault, without_upgrade
+from relay.websocket.head import (
+    _parse_any,
+    _parse_plain,
+    head_end,
+    parse_head,
+    switch_protocols,
+    upgrade_fault,
+    without_upgrade,
+)
 from relay.websocket.origin import same_host_or
 from tests.websocket.process import END, HANDSHAKE
 
@@ -32,6 +40,52 @@ def test_the_end_is_found_where_h11_finds_it_however_the_bytes_arrive(pieces):
     except h11.RemoteProtocolError:
         complete = True
     assert complete == (whole is not None)
+
+
+names = st.sampled_from(
+    ["Host", "Upgrade", "Connection", "X-A", "Accept", "Content-Length", "Transfer-Encoding", "x_y"]
+)
+odd = st.text(st.sampled_from('aA1:/, \t\r\n\0\x7f\xe9-"(=;'), max_size=6)
+fields = st.lists(
+    st.tuples(st.one_of(names, odd), odd, st.sampled_from(["\r\n"] * 9 + ["\n", "\r", "\r\n "])), max_size=5
+)
+targets = st.one_of(st.just("/"), st.text(st.sampled_from("/a%2?# \x7f\xe9*"), max_size=5))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.sampled_from(["GET", "GET", "POST", "get"]), targets, st.sampled_from(["1.1", "1.1", "1.0", "2"]), fields)
+def test_what_is_read_by_the_pattern_is_read_so_by_h11(method, target, version, lines):
+    head = (
+        f"{method} {target} HTTP/{version}\r\nHost: x\r\n" + "".join(f"{n}: {v}{end}" for n, v, end in lines) + "\r\n"
+    )
+    data = head.encode("latin-1")
+    found = _parse_plain(data)
+    if found is not None:
+        assert _parse_any(data) == found
+
+
+@pytest.mark.parametrize(
+    ("extra", "plain"),
+    [
+        (b"", True),
+        (b'User-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\nOrigin: http://x\r\nCookie: a=b; c="d"\r\nX:\r\n', True),
+        (b"X: a\r\n b\r\n", False),
+        (b"X: \xe9\r\n", False),
+        (b"Host: y\r\n", False),
+        (b"Content-Length: 0\r\n", False),
+    ],
+)
+def test_ordinary_heads_take_the_short_way_and_odd_ones_do_not(extra, plain):
+    assert (_parse_plain(HANDSHAKE + extra + END) is not None) is plain
+
+
+def test_an_upgrade_is_answered_with_its_token_and_nothing_that_was_offered():
+    """The example of RFC 6455 §1.3."""
+    offer = b"Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"
+    assert switch_protocols(head(offer)) == (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+    )
 
 
 def test_a_head_is_read_with_its_query_and_joined_headers():
@@ -77,11 +131,11 @@ def test_what_is_no_upgrade(old, new):
         (b"\r\n", b"\n"),
     ],
 )
-def test_what_is_an_upgrade_that_trio_websocket_takes(old, new):
+def test_what_is_an_upgrade_without_fault(old, new):
     data = HANDSHAKE.replace(old, new) + END
     parsed = parse_head(data)
     assert parsed.is_websocket_upgrade
-    assert upgrade_fault(data, parsed) is None
+    assert upgrade_fault(parsed) is None
 
 
 @pytest.mark.parametrize(
@@ -102,14 +156,15 @@ def test_an_upgrade_that_cannot_succeed_is_known_before(old, new, status):
     data = HANDSHAKE.replace(old, new) + END
     parsed = parse_head(data)
     assert parsed.is_websocket_upgrade
-    fault = upgrade_fault(data, parsed)
+    fault = upgrade_fault(parsed)
     assert fault.status == status
     assert (("Sec-WebSocket-Version", "13") in fault.headers) == (b"Version" in old)
 
 
 def test_without_its_upgrade_a_request_is_otherwise_the_same():
-    before = head(b"X-Folded: a\r\n b\r\nHTTP2-Settings: AAMA\r\nAccept: application/nostr+json\r\n")
-    after = parse_head(without_upgrade(before))
+    data = HANDSHAKE + b"X-Folded: a\r\n b\r\nHTTP2-Settings: AAMA\r\nAccept: application/nostr+json\r\n" + END
+    before = parse_head(data)
+    after = parse_head(without_upgrade(data))
     assert before.wants_relay_document
     assert after.wants_relay_document
     assert not after.is_websocket_upgrade

@@ -336,7 +336,7 @@ async def test_a_client_that_leaves_gives_its_place_back(narrow: RelayUnderTest)
 
 
 async def test_a_message_that_is_too_long_keeps_nobodys_place(migrated_dsn: str) -> None:
-    """It is told so by another task than the one that handles the message before it, and has the place."""
+    """It is looked at when the message before it, which has the place, is answered; and then nobody has it."""
     too_long = "x" * 5000
     async with serving(
         migrated_dsn, max_concurrent_handlers=1, handler_wait_seconds=30, flush_seconds=10, max_frame_bytes=4096
@@ -351,8 +351,9 @@ async def test_a_message_that_is_too_long_keeps_nobodys_place(migrated_dsn: str)
                 while not relay.endpoint.limits.gate.lot:
                     await trio.sleep(0.005)
             await busy.send_text(too_long)
-            assert (await busy.receive())[0] == "NOTICE"
         assert await other.receive() == ["EOSE", "t"]
+        assert await busy.receive() == ["EOSE", "s"]
+        assert (await busy.receive())[0] == "NOTICE"
         assert (await busy.closed())[0] == 1009
         await wait_active(0)
         assert await ask(other, "t") == ["EOSE", "t"]
