@@ -118,7 +118,7 @@ async def _gather_one(
             records = await db.fetch(statement, *arguments)
         rows = [new_tuple(Row, record[:4]) for record in records]
         if selection.check is not None:
-            rows = [row for row in rows if selection.check(row.json, row.channel_id)]
+            rows = selection.check(rows)
         found.add(rows)
         left -= len(rows)
         if len(records) < wanted:

@@ -125,7 +125,7 @@ class Pages:
         # that NamedTuple makes in Python, which costs a third of this line.
         rows = [new_tuple(Row, record[:4]) for record in records]
         if check is not None:
-            rows = [row for row in rows if check(row.json, row.channel_id)]
+            rows = check(rows)
         if sent is None:
             return len(rows), rows
         fresh = [row for row in rows if row.id not in sent]
