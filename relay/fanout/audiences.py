@@ -12,13 +12,13 @@ An unknown channel is delivered to nobody.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import structlog
 import trio
 
 from relay.errors import StoreError
-from relay.fanout.items import AudienceLoaded, Batch, Joined, Left, Live, Redefined
+from relay.fanout.items import AudienceLoaded, Batch, Joined, Left, Live, LiveSubscription, Redefined
 from relay.store.failures import STORE_FAILURES
 from relay.store.members import Audience
 
@@ -66,6 +66,20 @@ class Audiences:
         """False too where nothing is known."""
         record = self._records.get(channel_id)
         return record is not None and record.known and (record.open or pubkey in record.members)
+
+    def permitted(self, channel_id: str, subscriptions: Iterable[LiveSubscription]) -> list[LiveSubscription]:
+        """Those whose connections may receive the channel, as `may_receive` says it."""
+        record = self._records.get(channel_id)
+        if record is None or not record.known:
+            return []
+        if record.open:
+            return [each for each in subscriptions if each.connection.caller is not None]
+        members = record.members
+        return [
+            each
+            for each in subscriptions
+            if (caller := each.connection.caller) is not None and caller.pubkey in members
+        ]
 
     def is_known(self, channel_id: str) -> bool:
         record = self._records.get(channel_id)

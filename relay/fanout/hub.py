@@ -44,6 +44,7 @@ from relay.fanout.items import (
 from relay.fanout.outbound import Frame
 from relay.fanout.peers import Peers
 from relay.fanout.presence import Presence
+from relay.fanout.round import Round
 from relay.nostr.event import Event
 from relay.nostr.messages import event_ws_frame
 from relay.nostr.nip40 import expires_at
@@ -65,16 +66,8 @@ __all__ = [
 PASS_EVENTS_MAX = 64
 """Events of one pass: enough to share the system calls, few enough to keep the first one's latency."""
 
-CHECKPOINT_RECIPIENTS = 256
-
 PRESENCE_SECONDS = 90
 """Where nobody says otherwise: three heartbeats of a client."""
-
-HELD_EVENTS_MAX = 1000
-HELD_BYTES_MAX = 1 << 20
-"""What may wait for EOSE on one subscription. A replay that falls so far behind would never catch up."""
-
-_Output = dict[Peer, list[tuple[LiveSubscription, Live]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +97,7 @@ class Hub:
         self._now = now
         self._peers = Peers()
         self._evictions = Evictions(self.index, self.audiences, self._peers)
+        self._round = Round(self.index, self.audiences)
         self._batches_in, self._batches_out = trio.open_memory_channel[Batch](queue)
 
     # -- for sessions: synchronous unless said otherwise ---------------------------------------------------------
@@ -238,29 +232,28 @@ class Hub:
 
     async def _pass(self, batches: list[Batch]) -> None:
         started = time.perf_counter()
-        output: _Output = {}
         matched = 0
         for batch in batches:
             for item in batch.items:
                 if type(item) is Live:
                     matched += 1
-                    self._match(item, output)
-                    if matched % PASS_EVENTS_MAX == 0:
-                        await self._write(output)
+                    self._match(item)
+                    if len(self._round) >= PASS_EVENTS_MAX:
+                        await self._round.deliver()
                 else:
-                    await self._write(output)
-                    await self._change(item, output)
+                    await self._round.deliver()
+                    await self._change(item)
             if batch.passed is not None:
-                await self._write(output)
+                await self._round.deliver()
                 batch.passed.set()
-        await self._write(output)
+        await self._round.deliver()
         metrics.FANOUT_BATCH_EVENTS.observe(matched)
         metrics.FANOUT_SECONDS.observe(time.perf_counter() - started)
 
-    async def _change(self, item: Item, output: _Output) -> None:
+    async def _change(self, item: Item) -> None:
         if isinstance(item, AudienceLoaded):
             for live in self.audiences.loaded(item):
-                self._match(live, output)
+                self._match(live)
         elif not isinstance(item, Live):
             self.audiences.change(item)
             if isinstance(item, Left):
@@ -269,57 +262,19 @@ class Hub:
                 await self._evictions.evict_others(item)
             self._count()
 
-    def _match(self, live: Live, output: _Output) -> None:
+    def _match(self, live: Live) -> None:
         if self._expired(live.event):
             return
         channel_id = live.channel_id
-        subscriptions = cast("list[LiveSubscription]", self.index.match(live.event, channel_id))
-        if subscriptions and channel_id is not None and not self.audiences.is_known(channel_id):
-            if not self.audiences.hold(live):
-                for subscription in subscriptions:
-                    subscription.connection.drop("the members of a channel could not be read")
+        if channel_id is None or self.audiences.is_known(channel_id):
+            self._round.add(live)
             return
-        recipients = 0
-        for subscription in subscriptions:
-            peer: Peer = subscription.connection
-            if channel_id is not None and not self.may_receive(peer, channel_id):
-                continue
-            recipients += 1
-            if subscription.state is SubscriptionState.REPLAYING:
-                self._hold(subscription, live)
-            elif subscription.boundary and subscription.already_replayed(live):
-                continue
-            elif (frames := output.get(peer)) is None:
-                output[peer] = [(subscription, live)]
-            else:
-                frames.append((subscription, live))
-        metrics.FANOUT_RECIPIENTS.observe(recipients)
-
-    def _hold(self, subscription: LiveSubscription, live: Live) -> None:
-        subscription.held.append(live)
-        subscription.held_bytes += len(live.event.json)
-        if len(subscription.held) > HELD_EVENTS_MAX or subscription.held_bytes > HELD_BYTES_MAX:
-            subscription.connection.drop("live events overtook the stored ones")
-
-    async def _write(self, output: _Output) -> None:
-        """Gives each connection its frames; leaves `output` empty."""
-        written = 0
-        for number, (peer, matches) in enumerate(output.items(), 1):
-            frames = [
-                (_frame(subscription, live), live.channel_id)
-                for subscription, live in matches
-                if subscription.state is SubscriptionState.LIVE
-            ]
-            if len(frames) == 1:
-                peer.outbound.offer(*frames[0])
-            elif frames:
-                peer.outbound.offer_many(frames)
-            written += len(frames)
-            if number % CHECKPOINT_RECIPIENTS == 0:
-                await trio.lowlevel.checkpoint()
-        output.clear()
-        if written:
-            metrics.DELIVERIES.inc(written)
+        subscriptions = self.index.match(live.event, channel_id)
+        if not subscriptions:
+            metrics.FANOUT_RECIPIENTS.observe(0)
+        elif not self.audiences.hold(live):
+            for subscription in subscriptions:
+                subscription.connection.drop("the members of a channel could not be read")
 
     def _expired(self, event: Event) -> bool:
         end = expires_at(event)

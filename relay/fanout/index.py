@@ -14,20 +14,22 @@ Rules
 3. A field is passed over for the next one when the subscription would come to stand under more than `KEYS_MAX` keys.
 4. The tables only narrow: every candidate is checked against its whole filters, and once, however many of its filters
    and keys the event has met.
-5. A key without subscriptions does not exist. Closing a subscription costs the keys that it has, however many others
+5. A subscription that asks for kinds of its channels, and at most for a time, stands apart from those that have to be
+   compared: it gets every event of these kinds, so whoever delivers many events finds such subscriptions once.
+6. A key without subscriptions does not exist. Closing a subscription costs the keys that it has, however many others
    stand under them (hence dicts as ordered sets, where a list would be searched).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from relay.nostr.event import Event
+from relay.nostr.event import UINT64_MAX, Event
 from relay.nostr.filter import Filter, matches_any
 
-__all__ = ["KEYS_MAX", "IndexStatistics", "Subscription", "SubscriptionIndex"]
+__all__ = ["KEYS_MAX", "IndexStatistics", "Subscription", "SubscriptionIndex", "is_plain"]
 
 # Keys times families of one subscription. Without a bound one message that names a hundred channels and 18 000 kinds
 # would hold up the loop for two seconds and take 600 MB.
@@ -51,8 +53,8 @@ class Subscription:
     `connection`: its owner, any hashable. `channels`: the channels that it is about, None for a global one.
     `prefix`: the bytes before the event in its frames, `["EVENT",<sub id as JSON>,`. `places`: the keys under which it
     stands in the index, by table. `cost`: what it holds in memory, in values of its filters and entries of the index
-    (about 200 bytes each). `exact`: it asks for kinds of its channels, or of no channel, and for nothing else, so that
-    whatever it is found by matches it."""
+    (about 200 bytes each). `exact`: it asks for kinds of its channels, or of no channel, and at most for a time (from
+    `since` to `until`), so that whatever is of that time and finds it matches it."""
 
     connection: Any
     sub_id: str
@@ -62,6 +64,8 @@ class Subscription:
     places: _Places = field(init=False)
     cost: int = field(init=False)
     exact: bool = field(init=False)
+    since: int = field(init=False, default=0)
+    until: int = field(init=False, default=UINT64_MAX)
 
     def __post_init__(self) -> None:
         families = 1 if self.channels is None else len(self.channels)
@@ -73,17 +77,22 @@ class Subscription:
         self.exact = (
             self.places.keys() == {KINDS} and len(self.filters) == 1 and _is_exact(self.filters[0], self.channels)
         )
+        if self.exact:
+            since, until = self.filters[0].since, self.filters[0].until
+            self.since = 0 if since is None else since
+            self.until = UINT64_MAX if until is None else until
         self.cost = 1 + values + families * (1 + sum([len(keys) for keys in self.places.values()]))
 
 
 def _is_exact(wanted: Filter, channels: frozenset[str] | None) -> bool:
     # Ids and authors too: with very many of them it stands under its kinds all the same.
-    if any(condition is not None for condition in (wanted.ids, wanted.authors, wanted.since, wanted.until)):
+    if wanted.ids is not None or wanted.authors is not None:
         return False
     if channels is None:
         return not wanted.tags
     # A channel in another spelling than its own is compared as text, and then matches nothing.
-    return wanted.tags.keys() == {"h"} and wanted.tags["h"] == wanted.channels
+    named = wanted.channels
+    return named is not None and channels <= named and wanted.tags.keys() == {"h"} and wanted.tags["h"] == named
 
 
 def _places(filters: Iterable[Filter], keys_max: int) -> _Places:
@@ -134,39 +143,42 @@ class IndexStatistics:
 
 
 _Entries = dict[Subscription, None]
+_Table = dict[_Value, _Entries]
+_NOBODY: Final[_Entries] = {}
 
 
 class _Family:
     """The subscriptions about one channel, or about none. `subscribers` are also those that no event can match: they
-    end with the channel too."""
+    end with the channel too. `exact`: by kind, those that are; `tables`: all others."""
 
-    __slots__ = ("subscribers", "tables")
+    __slots__ = ("exact", "subscribers", "tables")
 
     def __init__(self) -> None:
         self.subscribers: _Entries = {}
-        self.tables: dict[str, dict[_Value, _Entries]] = {}
+        self.exact: _Table = {}
+        self.tables: dict[str, _Table] = {}
 
     def enter(self, sub: Subscription) -> None:
         self.subscribers[sub] = None
         for name, keys in sub.places.items():
-            table = self.tables.setdefault(name, {})
+            table = self.exact if sub.exact else self.tables.setdefault(name, {})
             for key in keys:
                 table.setdefault(key, {})[sub] = None
 
     def leave(self, sub: Subscription) -> None:
         del self.subscribers[sub]
         for name, keys in sub.places.items():
-            table = self.tables[name]
+            table = self.exact if sub.exact else self.tables[name]
             for key in keys:
                 entries = table[key]
                 del entries[sub]
                 if not entries:
                     del table[key]
-            if not table:
+            if not table and not sub.exact:
                 del self.tables[name]
 
     def candidates(self, event: Event) -> _Entries:
-        """Every subscription that stands under a key of the event, each once. Not to be changed."""
+        """Every subscription in `tables` that stands under a key of the event, each once. Not to be changed."""
         found: list[_Entries] = []
         entries: _Entries | None
         for name, table in self.tables.items():  # only those that somebody uses
@@ -193,7 +205,16 @@ class _Family:
         return found[0] if found else {}
 
     def keys(self) -> int:
-        return sum([len(table) for table in self.tables.values()])
+        return len(self.exact) + sum([len(table) for table in self.tables.values()])
+
+
+def is_plain(event: Event, channel_id: str | None) -> bool:
+    """Whether every `exact` subscription of its family, kind and time matches the event. One that names other channels
+    than its own, or its own in another spelling, is looked at more closely."""
+    if channel_id is None:
+        return True
+    named = event.tag_index.get("h")
+    return named is None or channel_id in named
 
 
 class SubscriptionIndex:
@@ -241,6 +262,7 @@ class SubscriptionIndex:
             family.leave(sub)
             if not family.subscribers:
                 assert not family.tables, "a key without subscriptions"
+                assert not family.exact, "a kind without subscriptions"
                 del self._channels[channel]
         return sub
 
@@ -257,17 +279,33 @@ class SubscriptionIndex:
         """The subscriptions that get the event, each once.
 
         `channel_id`: where the relay filed the event, None for no channel."""
-        family = self._global if channel_id is None else self._channels.get(channel_id)
-        if family is None:
+        exact = self.exact(event.kind, channel_id)
+        matched = [sub for sub in exact if matches_any(sub.filters, event, channel_id)]
+        self._matched -= len(exact) - len(matched)
+        return matched + self.match_closely(event, channel_id)
+
+    def exact(self, kind: int, channel_id: str | None) -> Collection[Subscription]:
+        """The subscriptions that get every plain event (`is_plain`) of this kind, channel and of their time. Not to be
+        changed, and valid until the index changes."""
+        family = self._family(channel_id)
+        found = _NOBODY if family is None else family.exact.get(kind, _NOBODY)
+        self._examined += len(found)
+        self._matched += len(found)
+        return found
+
+    def match_closely(self, event: Event, channel_id: str | None) -> list[Subscription]:
+        """All other subscriptions that get the event, each once."""
+        family = self._family(channel_id)
+        if family is None or not family.tables:
             return []
         candidates = family.candidates(event)
-        # An event that names other channels than its own, or its own in another spelling, is looked at more closely.
-        named = None if channel_id is None else event.tag_index.get("h")
-        plain = named is None or channel_id in named
-        matched = [sub for sub in candidates if (plain and sub.exact) or matches_any(sub.filters, event, channel_id)]
+        matched = [sub for sub in candidates if matches_any(sub.filters, event, channel_id)]
         self._examined += len(candidates)
         self._matched += len(matched)
         return matched
+
+    def _family(self, channel_id: str | None) -> _Family | None:
+        return self._global if channel_id is None else self._channels.get(channel_id)
 
     def cost(self, connection: Any) -> int:
         """The sum over the connection's subscriptions."""

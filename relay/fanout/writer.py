@@ -1,7 +1,7 @@
 """The one writer of a connection's socket: writes at once, queues what the kernel does not take.
 
 Flows in: whole WebSocket frames. Flows out: bytes on the socket, and one call of `on_close` when the connection cannot
-go on. The flush task is owned by the connection's nursery. Not done here: the stream that trio-websocket needs
+go on. The flush task is owned by the connection's nursery. Not done here: pongs and the Close
 (`outbound`), framing, subscriptions, cancelling the connection (its owner does that when `on_close` is called).
 
 Theory
@@ -128,6 +128,16 @@ class FrameWriter:
         if sent == len(joined):
             return True
         return sent >= 0 and self._back_up(frames, sent)
+
+    def offer_joined(self, joined: bytes, apart: Callable[[bytes], Sequence[Frame]], prefix: bytes) -> bool:
+        """As `offer_many`, for frames that somebody has joined already: `apart(prefix)` gives them one by one, and is
+        only called where not all of them can be written at once."""
+        if self._flushing or self._state is not _OPEN:
+            return self._enqueue(apart(prefix))
+        sent = self._write(joined)
+        if sent == len(joined):
+            return True
+        return sent >= 0 and self._back_up(apart(prefix), sent)
 
     def purge(self, channel: str) -> int:
         """Drop the frames of `channel` that are not begun, those of waiting puts too; how many they were."""

@@ -28,7 +28,10 @@ def tagged(**tags: str) -> Filter:
 def tables(index: SubscriptionIndex, channel: str | None = None) -> dict[str, list[object]]:
     """What somebody stands under, by table."""
     family = index._global if channel is None else index._channels[channel]
-    return {name: sorted(table, key=str) for name, table in family.tables.items()}
+    named = [*family.tables.items(), *([("kinds", family.exact)] if family.exact else [])]
+    return {
+        name: sorted({key for other, table in named if other == name for key in table}, key=str) for name, _ in named
+    }
 
 
 def examined(index: SubscriptionIndex, sent: Event, channel: str | None = None) -> int:
@@ -64,6 +67,7 @@ def assert_empty(index: SubscriptionIndex) -> None:
     assert index.subs == {}
     assert index._channels == {}
     assert index._global.tables == {}
+    assert index._global.exact == {}
     assert index._global.subscribers == {}
     assert index.count == 0
     assert not index.has_channel(X)

@@ -12,7 +12,9 @@ import pytest
 import trio
 import trio.testing
 
-from relay.fanout.hub import HELD_EVENTS_MAX, Batch, Hub, Joined, Left, Live, LiveSubscription
+from relay.fanout.hub import PASS_EVENTS_MAX, Batch, Hub, Joined, Left, Live, LiveSubscription
+from relay.fanout.outbound import Outbound
+from relay.fanout.round import HELD_EVENTS_MAX
 from relay.nostr.event import Event
 from relay.nostr.filter import Filter
 from relay.nostr.messages import event_prefix, ws_frame
@@ -69,6 +71,33 @@ async def test_a_pass_gives_a_connection_its_frames_in_order() -> None:
             await world.send(Batch([Live(event, None, None) for event in events[start : start + 5]]))
         for client in clients:
             assert await client.contents(200) == [str(number) for number in range(200)]
+
+
+async def test_a_pass_is_written_before_it_has_passed_in_rounds_of_bounded_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where one batch has more events than a round, and others are queued behind it."""
+    async with running_hub({}) as world:
+        client = world.client(ALICE)
+        await world.subscribe(client, "x", kinds=[1])
+        written: list[int] = []
+        passed: list[int] = []
+        offer = Outbound.offer_joined
+
+        def offer_joined(outbound: Outbound, joined: bytes, apart: Any, prefix: bytes) -> bool:
+            written.append(len(apart(prefix)))
+            return offer(outbound, joined, apart, prefix)
+
+        def passed_by() -> Any:
+            return SimpleNamespace(set=lambda: passed.append(sum(written)))
+
+        monkeypatch.setattr(Outbound, "offer_joined", offer_joined)
+        event = ALICE.sign(1, "x")
+        for count in (2 * PASS_EVENTS_MAX + 2, 1, 3):
+            await world.send(Batch([Live(event, None, None)] * count, passed_by()))
+        await world.pass_items()
+        assert passed == [2 * PASS_EVENTS_MAX + 2, 2 * PASS_EVENTS_MAX + 3, 2 * PASS_EVENTS_MAX + 6]
+        assert written == [PASS_EVENTS_MAX, PASS_EVENTS_MAX, 2, 1, 3]
 
 
 async def test_the_boundary_between_stored_and_live_neither_loses_nor_doubles() -> None:

@@ -406,7 +406,11 @@ def test_standing_under_a_kind_is_a_match_only_where_nothing_else_is_asked_for(w
     narrow = subscribe(index, "narrow", "s", wanted, channels=channel and [channel])
     wide = subscribe(index, "wide", "s", kinds(9, channel=channel), channels=channel and [channel])
     assert tables(index, channel) == {"kinds": [9]}
-    assert (narrow.exact, wide.exact) == (False, True)
+    anytime = wanted.since is None and wanted.until is None
+    assert (narrow.exact, wide.exact) == (not anytime, True)
+    if narrow.exact:
+        assert not narrow.since <= event(9).created_at <= narrow.until
+        assert narrow.since in (0, wanted.since)
     assert reached(index, event(9, channel=channel), channel) == [("wide", "s")]
 
 
