@@ -102,7 +102,8 @@ async def test_cancelled_at_any_point(connection: Connection, table: None):
             await connection.copy_records_to_table("t", records=rows(scope, cancel_at), schema="s x")
         assert scope.cancelled_caught
         assert await connection.fetchval("SELECT pg_backend_pid()") == pid
-        assert await count(connection) == 0
+        # With the last row everything is on its way: the server may be done before it hears of the end.
+        assert await count(connection) in ((0, 3000) if cancel_at == 2999 else (0,))
 
 
 async def test_cancelled_while_looking_at_the_table(connection: Connection, other: Connection, table: None):
