@@ -19,7 +19,7 @@ from relay.audit import checkpoint_file, note, outbox
 from relay.audit.entry import Action, Entry, new_entry
 from relay.audit.log import chain_outbox
 from relay.nostr.event import Event
-from relay.store.events import Row, insert_batch
+from relay.store.events import Row
 from scripts.tortures.campaign import Plan, run
 from scripts.tortures.checks import examine
 from scripts.tortures.failpoints import FAILPOINTS
@@ -27,6 +27,7 @@ from scripts.tortures.load import Record
 from scripts.tortures.main import MODES
 from scripts.tortures.process import Relay
 from tests.support.core import ALICE
+from tests.support.storing import insert_batch
 
 QUICK = {"SPROUT_AUDIT_DRAIN_SECONDS": "1"}
 """For a stop that has to wait for its deadline."""

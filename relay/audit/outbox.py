@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from relay.asyncpg_trio import Connection
 from relay.audit.entry import Entry, columns
 
-_INSERT = """
-INSERT INTO audit_outbox (uuid, time_us, action, actor, event_id, kind, channel_id, metadata)
+COLUMNS = "uuid, time_us, action, actor, event_id, kind, channel_id, metadata"
+"""In the order of `entry.columns`, for whoever writes entries in a statement of its own."""
+
+_INSERT = f"""
+INSERT INTO audit_outbox ({COLUMNS})
 -- WITH ORDINALITY and ORDER BY: ids are given in the order of the caller's list, and ids are the order of the chain.
-SELECT uuid, time_us, action, actor, event_id, kind, channel_id, metadata
+SELECT {COLUMNS}
 FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::int[], $7::uuid[], $8::text[])
-    WITH ORDINALITY AS entry (uuid, time_us, action, actor, event_id, kind, channel_id, metadata, place)
+    WITH ORDINALITY AS entry ({COLUMNS}, place)
 ORDER BY place
 """
 

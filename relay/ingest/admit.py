@@ -21,9 +21,10 @@ from relay.errors import Refusal
 from relay.ingest import targets, threads
 from relay.ingest.group_edits import unarchives
 from relay.ingest.types import Admission, Door, Route
+from relay.ingest.verified import Verified
 from relay.nostr import kinds
 from relay.nostr.diff import refuse_diff
-from relay.nostr.event import Event, InvalidEvent, verify
+from relay.nostr.event import Event, InvalidEvent
 from relay.nostr.ids import parse_hex64
 from relay.nostr.imeta import InvalidImeta, media_base, parse_imeta
 from relay.nostr.nip40 import expires_at
@@ -112,6 +113,7 @@ class Admitter:
         self._content_max = settings.max_content_bytes
         self._media_base = settings.media_base_url or media_base(settings.relay_url)
         self._relay_pubkey = relay_pubkey
+        self._verified = Verified()
 
     async def admit(self, event: Event, caller: Caller, door: Door) -> Refusal | Admission:
         """All checks in order. Suspends only where a cache does not have the answer.
@@ -153,12 +155,19 @@ class Admitter:
             return at_door
         if door is Door.WEBSOCKET and kinds.is_ephemeral(event.kind):
             # Never stored, so neither its time nor its size matters; and the scope comes first.
-            refusal = refuse_submission(caller, event) or _refuse_forgery(event)
+            refusal = refuse_submission(caller, event) or self._refuse_forgery(event)
             return refusal or _refuse_restricted(event, caller, time_us)
         return self._refuse_form(event, caller, time_us) or refuse_submission(caller, event)
 
+    def _refuse_forgery(self, event: Event) -> Refusal | None:
+        try:
+            self._verified.verify(event)
+        except InvalidEvent as error:
+            return Refusal.invalid(error.reason)
+        return None
+
     def _refuse_form(self, event: Event, caller: Caller, time_us: int) -> Refusal | None:
-        forged = _refuse_forgery(event)
+        forged = self._refuse_forgery(event)
         if forged is not None:
             return forged
         ahead = event.created_at - time_us // 1_000_000
@@ -260,14 +269,6 @@ def _refuse_at_door(event: Event, caller: Caller, door: Door) -> Refusal | None:
         return NOT_RELAY_SIGNED
     if door is Door.HTTP and kind in (kinds.GIFT_WRAP, kinds.PRESENCE_UPDATE):
         return Refusal.invalid(f"kind {kind} is only accepted via WebSocket")
-    return None
-
-
-def _refuse_forgery(event: Event) -> Refusal | None:
-    try:
-        verify(event)
-    except InvalidEvent as error:
-        return Refusal.invalid(error.reason)
     return None
 
 

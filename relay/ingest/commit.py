@@ -10,8 +10,9 @@ What can go wrong, and what follows:
 * deadlock or serialization failure: the batch is tried again whole; locks are taken in one order (channels by id, then
   threads by event id), so it is rare;
 * a row that the server refuses (classes 22, 23 and 54): the batch is halved until that row stands alone and is refused;
-* the connection is lost before COMMIT: tried again; at COMMIT: the server is asked what became of it;
-* the server is short of something or shutting down: tried again for some seconds, then the batch is refused whole.
+* the connection is lost: tried again, and the database tells what the first try has stored (`batch`);
+* the server is short of something or shutting down: tried again for some seconds, then the batch is refused, but for
+  what the server may have stored: that is answered when the server has told, and takes part in every batch until then.
 
 Audit entries that belong to no event ride along. Those that the store does not take go to the spool: whoever waits for
 one learns only that it is durable.
@@ -20,33 +21,25 @@ one learns only that it is durable.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 import trio
 
 from relay import metrics
 from relay.access.directory import Directory
-from relay.asyncpg_trio.errors import CommitOutcomeUnknown, ConnectionLost, PostgresError, sqlstate_class
-from relay.audit import outbox
-from relay.audit.entry import Action, Entry, new_entry
+from relay.asyncpg_trio.errors import ConnectionLost, PostgresError, sqlstate_class
+from relay.audit.entry import Entry
 from relay.audit.queue import Producer
 from relay.audit.spool import Spool, SpoolError
 from relay.audit.uuids import new_uuids
 from relay.errors import StoreError
 from relay.fanout.items import Batch, Live
-from relay.ingest import measure
 from relay.ingest.admit import NOT_MEMBER
-from relay.ingest.types import DUPLICATE, STORED, Admission, Outcome, Ticket, hand_over
-from relay.nostr.event import Event
-from relay.nostr.kinds import GIFT_WRAP
-from relay.store import channels, events, threads
-from relay.store.events import Row
+from relay.ingest.batch import Stored, Submission, store
+from relay.ingest.types import DUPLICATE, STORED, Outcome, hand_over
 from relay.store.failures import refusal
-from relay.store.outcome import Patience, committed
 from relay.store.own_connection import OwnConnection
-from relay.store.threads import ThreadPlace
 
 log = structlog.get_logger()
 
@@ -54,50 +47,10 @@ log = structlog.get_logger()
 ROW_AT_FAULT = ("22", "23", "54")
 BATCH_BYTES_MAX = 4 << 20
 """Of the events of one batch, less the last: one statement of 500 large ones would hold up everybody's small one."""
+OPEN_SECONDS = 0.2
+"""Before the next try of what was sent, not answered, and tried again for some time already."""
 LAST_SPOOL_SECONDS = 0.5
 """For the counts that are left at the end, when the deadline of the drain has passed already."""
-
-
-@dataclass(eq=False, slots=True)
-class Submission:
-    """What waits for a commit: an event with its ticket, or audit entries alone (then `done` is set)."""
-
-    admission: Admission | None
-    ticket: Ticket | None
-    entries: list[Entry] = field(default_factory=list)
-    done: trio.Event | None = None
-    failed: bool = False
-    settled: bool = False
-    """Entries alone: they are durable, or everything that could be done for it has failed."""
-    outcome: Outcome | None = None
-
-    @property
-    def bytes(self) -> int:
-        return 0 if self.admission is None else len(self.admission.event.json)
-
-    def settle(self, *, failed: bool = False) -> None:
-        """Entries alone: wakes whoever waits for them."""
-        self.failed, self.settled = failed, True
-        if self.done is not None:
-            self.done.set()
-
-    def resolve(self, outcome: Outcome) -> None:
-        """Tells the ticket, once."""
-        assert self.admission is not None
-        assert self.ticket is not None
-        assert self.outcome is None
-        self.outcome = outcome
-        measure.ended(self.admission, outcome)
-        self.ticket.resolve(outcome)
-
-
-@dataclass(slots=True)
-class _Result:
-    xid: int
-    new: set[str]
-    known: set[str]
-    trace: str | None = None
-    """The uuid of an audit entry of this transaction, by which it is known again if its COMMIT is not answered."""
 
 
 class CommitTask:
@@ -125,22 +78,15 @@ class CommitTask:
         self._dispatcher = dispatcher
         self._producer = producer
         self._batch_max = batch_max
+        self._open: list[Submission] = []  # sent, and nobody knows what became of them
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Takes submissions until there will be none."""
         task_status.started()
         try:
             async with self._dispatcher:
-                async for first in self._submissions:
-                    batch, size = [first], first.bytes
-                    while len(batch) < self._batch_max and size < BATCH_BYTES_MAX:
-                        try:
-                            batch.append(self._submissions.receive_nowait())
-                        except (trio.WouldBlock, trio.EndOfChannel):
-                            break
-                        size += batch[-1].bytes
-                    self._in_hand = batch
-                    await self._commit(batch)
+                while await self._take():
+                    await self._commit(self._in_hand)
                 # After the queue: a refusal may be counted as long as there is somebody to refuse.
                 if entries := self._last_entries():
                     self._in_hand = [Submission(None, None, entries)]
@@ -149,6 +95,26 @@ class CommitTask:
             self._producer.close()
             self._own.close()
             await self._spool_what_is_left()
+
+    async def _take(self) -> bool:
+        """Puts the next batch into `_in_hand`: what is still open, and what has arrived. False at the end."""
+        taken = self._in_hand = self._open
+        self._open = []
+        if taken:
+            await trio.sleep(OPEN_SECONDS)
+        else:
+            try:
+                taken.append(await self._submissions.receive())
+            except trio.EndOfChannel:
+                return False
+        size = sum(submission.bytes for submission in taken)
+        while len(taken) < self._batch_max and size < BATCH_BYTES_MAX:
+            try:
+                taken.append(self._submissions.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel):
+                break
+            size += taken[-1].bytes
+        return True
 
     async def _spool_what_is_left(self) -> None:
         """When this task is ended while the database is stuck: entries that nobody waits for are still to be kept."""
@@ -171,18 +137,21 @@ class CommitTask:
         records = [submission for submission in batch if submission.admission is None]
         while events or records:
             firsts: dict[str, Submission] = {}
-            twins = [each for each in events if firsts.setdefault(_event_id(each), each) is not each]
+            twins = [each for each in events if firsts.setdefault(each.event.id, each) is not each]
             await self._commit_part(list(firsts.values()), records)
             # Who may submit an event is its author or a bridge, so this comes round at most once more.
+            self._open += [twin for twin in twins if firsts[twin.event.id].outcome is None]
             events, records = _answer_twins(twins, firsts), []
         metrics.COMMIT_BATCH_EVENTS.observe(len(batch))
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - started)
 
     async def _commit_part(self, part: list[Submission], records: list[Submission]) -> None:
         """Commits and answers. Halves what the server refuses for one row's sake."""
-        entries = [_entry(submission, uuid) for submission, uuid in zip(part, new_uuids(len(part)), strict=True)]
+        fresh = [submission for submission in part if not submission.entries]
+        for submission, uuid in zip(fresh, new_uuids(len(fresh)), strict=True):
+            submission.make_entry(uuid)
         try:
-            result = await self._store(part, entries, records)
+            stored = await store(self._own, part, records)
         except PostgresError as error:
             if sqlstate_class(error) in ROW_AT_FAULT and len(part) + bool(records) > 1:
                 await self._divide(part, records)
@@ -191,7 +160,7 @@ class CommitTask:
         except (ConnectionLost, StoreError) as error:
             await self._fail(part, records, error)
         else:
-            await self._after_commit(part, entries, records, result)
+            await self._after_commit(part, records, stored)
 
     async def _divide(self, part: list[Submission], records: list[Submission]) -> None:
         # Nobody's login depends on somebody else's event.
@@ -202,63 +171,31 @@ class CommitTask:
             if half:
                 await self._commit_part(half, [])
 
-    async def _store(self, part: list[Submission], entries: list[Entry], records: list[Submission]) -> _Result:
-        patience = Patience()
-        while True:
-            result = None
-            try:
-                con = await self._own.get()
-                async with con.transaction():
-                    rows = [_row(submission) for submission in part]
-                    new, xid = await events.insert_batch(con, rows)
-                    result = _Result(xid, new, set())
-                    chained = [entry for entry in entries if entry.event_id in new]
-                    for record in records:
-                        chained += record.entries
-                    await outbox.insert(con, chained)
-                    result.trace = chained[0].uuid if chained else None
-                    if ephemeral := [row.channel_id for row, s in zip(rows, part, strict=True) if _touches_ttl(s, new)]:
-                        await channels.touch_ttl(con, sorted({channel for channel in ephemeral if channel}))
-                    if replies := _replies(part, new):
-                        await threads.insert(con, replies)
-                    if len(new) < len(rows):
-                        result.known = await events.known(con, [r.event.id for r in rows if r.event.id not in new])
-                return result
-            except CommitOutcomeUnknown:
-                assert result is not None
-                metrics.COMMIT_RETRIES.labels("unknown_outcome").inc()
-                if await committed(self._own, result.xid, result.trace):
-                    return result
-            except (ConnectionLost, PostgresError) as error:
-                # COMMIT was not sent, or was refused: nothing has happened.
-                await patience.try_again(error)
-
-    async def _after_commit(
-        self, part: list[Submission], entries: list[Entry], records: list[Submission], result: _Result
-    ) -> None:
-        live = []
-        chained = []
-        for submission, entry in zip(part, entries, strict=True):
-            admission = submission.admission
-            assert admission is not None
-            if admission.event.id in result.new:
-                live.append(Live(admission.event, admission.channel_id, result.xid))
-                chained.append(entry)
-        if live:
-            await self._dispatcher.send(Batch(live))
-        self._answer(part, result)
+    async def _after_commit(self, part: list[Submission], records: list[Submission], stored: Stored) -> None:
+        await self._deliver(part, stored.new)
+        self._answer(part, stored)
         for record in records:
-            chained += record.entries
             record.settle()
-        await hand_over(self._producer, chained)
+        new = [submission for submission in part if submission.event.id in stored.new]
+        await hand_over(self._producer, [entry for each in (*new, *records) for entry in each.entries])
 
-    def _answer(self, part: list[Submission], result: _Result) -> None:
+    async def _deliver(self, part: Sequence[Submission], new: Mapping[str, int]) -> None:
+        live = []
         for submission in part:
             admission = submission.admission
             assert admission is not None
-            if admission.event.id in result.new:
+            if xid := new.get(admission.event.id):
+                live.append(Live(admission.event, admission.channel_id, xid))
+        if live:
+            await self._dispatcher.send(Batch(live))
+
+    def _answer(self, part: list[Submission], stored: Stored) -> None:
+        for submission in part:
+            admission = submission.admission
+            assert admission is not None
+            if admission.event.id in stored.new:
                 outcome = STORED
-            elif admission.event.id in result.known:
+            elif admission.event.id in stored.known:
                 outcome = DUPLICATE
             else:
                 # Membership or channel went after admission; what the caches said is over.
@@ -270,9 +207,12 @@ class CommitTask:
 
     async def _fail(self, part: Sequence[Submission], records: Sequence[Submission], error: Exception) -> None:
         log.error("events could not be stored", events=len(part), error=str(error), kind=type(error).__name__)
-        for submission in part:
+        hopeless = isinstance(error, PostgresError) and sqlstate_class(error) in ROW_AT_FAULT
+        refused = [submission for submission in part if hopeless or not submission.in_doubt]
+        for submission in refused:
             submission.resolve(Outcome.refused(refusal(error)))
-        _flush(part)
+        _flush(refused)
+        self._open += [submission for submission in part if submission.outcome is None]
         if records:
             kept = await self._to_spool([entry for record in records for entry in record.entries])
             for record in records:
@@ -296,8 +236,9 @@ def _answer_twins(twins: list[Submission], firsts: dict[str, Submission]) -> lis
     and this one comes with another right."""
     left, answered = [], []
     for twin in twins:
-        first = firsts[_event_id(twin)]
-        assert first.outcome is not None
+        first = firsts[twin.event.id]
+        if first.outcome is None:
+            continue
         assert first.admission is not None
         assert twin.admission is not None
         if not first.outcome.accepted and twin.admission.member != first.admission.member:
@@ -313,45 +254,3 @@ def _flush(submissions: Sequence[Submission]) -> None:
     owners = {id(each.ticket.owner): each.ticket.owner for each in submissions if each.ticket is not None}
     for owner in owners.values():
         owner.flush_replies()
-
-
-def _event_id(submission: Submission) -> str:
-    assert submission.admission is not None
-    return submission.admission.event.id
-
-
-def _row(submission: Submission) -> Row:
-    admission = submission.admission
-    assert admission is not None
-    return Row(admission.event, admission.channel_id, admission.member)
-
-
-def _touches_ttl(submission: Submission, new: set[str]) -> bool:
-    admission = submission.admission
-    return admission is not None and admission.touches_ttl and admission.event.id in new
-
-
-def _replies(part: Sequence[Submission], new: set[str]) -> list[tuple[Event, str, ThreadPlace]]:
-    found = []
-    for submission in part:
-        admission = submission.admission
-        if admission is not None and admission.thread is not None and admission.event.id in new:
-            assert admission.channel_id is not None
-            found.append((admission.event, admission.channel_id, admission.thread))
-    return found
-
-
-def _entry(submission: Submission, uuid: str) -> Entry:
-    admission = submission.admission
-    assert admission is not None
-    # The key inside a gift wrap is hidden from everybody; that of the connection it came by would tell.
-    sealed = admission.event.kind == GIFT_WRAP
-    return new_entry(
-        Action.EVENT_CREATED,
-        time_us=admission.time_us,
-        uuid=uuid,
-        actor=None if sealed else admission.caller.pubkey,
-        event_id=admission.event.id,
-        kind=admission.event.kind,
-        channel_id=admission.channel_id,
-    )

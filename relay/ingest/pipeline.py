@@ -27,7 +27,8 @@ from relay.fanout.hub import Hub
 from relay.fanout.items import Batch, Live
 from relay.ingest import content, deletions, group_edits, groups, measure
 from relay.ingest.admit import NOT_MEMBER, Admitter
-from relay.ingest.commit import CommitTask, Submission
+from relay.ingest.batch import PLAN_ONCE, Submission
+from relay.ingest.commit import CommitTask
 from relay.ingest.dms import DmOpened, OpenDm
 from relay.ingest.effects import Apply, Effect, EffectWorker, Work
 from relay.ingest.notes import Notes
@@ -147,14 +148,20 @@ class Ingest:
         return refusal
 
     async def enqueue(self, admission: Admission, ticket: Ticket) -> None:
-        """Queues a plain event; waits for room. The ticket is resolved by the commit task, in the order of this call.
+        """Queues a plain event; suspends only where there is no room. The ticket is resolved by the commit task, in the
+        order of this call.
 
         Raises trio.ClosedResourceError when nothing is taken any more. Cancellation: either the event is queued or it
         is not.
         """
         assert admission.route is Route.PLAIN
+        submission = Submission(admission, ticket)
         try:
-            await self._plain_in.send(Submission(admission, ticket))
+            try:
+                # Without a switch of tasks while there is room; a connection itself sees to it that others have a turn.
+                self._plain_in.send_nowait(submission)
+            except trio.WouldBlock:
+                await self._plain_in.send(submission)
         except trio.BrokenResourceError as error:
             # To a session this would mean that its own peer has gone, and it would end without a word.
             raise trio.ClosedResourceError("the commit task has died") from error
@@ -272,7 +279,7 @@ class Ingest:
     def tasks(self) -> list[tuple[str, Task]]:
         """(name, async function with `task_status`) of the commit task and the effect workers, for the root nursery."""
         commit = CommitTask(
-            self._own("commit task"),
+            self._own("commit task", setup=PLAN_ONCE),
             directory=self._directory,
             submissions=self._plain_out,
             dispatcher=self._hub.dispatcher(),
@@ -297,8 +304,8 @@ class Ingest:
         self._work_out.close()
         return tasks
 
-    def _own(self, name: str) -> OwnConnection:
-        return OwnConnection(self._connect, name=name, patience_seconds=PATIENCE_SECONDS)
+    def _own(self, name: str, *, setup: str = "") -> OwnConnection:
+        return OwnConnection(self._connect, name=name, patience_seconds=PATIENCE_SECONDS, setup=setup)
 
     async def run_notes(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Writes the counted refusals now and then, and empties the spool when the store is back. Owner: root nursery;

@@ -233,10 +233,20 @@ def verify(event: Event) -> None:
     Raises:
         InvalidEvent: with the text that the client gets behind `invalid: `.
     """
+    verify_signature(event, verify_id(event))
+
+
+def verify_id(event: Event) -> bytes:
+    """Prove the id alone, and return it as the 32 bytes that are signed. Raises as `verify`."""
     digest = sha256(canonical(event)).digest()
     computed = digest.hex()
     if computed != event.id:
         raise InvalidEvent(f"invalid event id: computed {computed}, got {event.id}")
+    return digest
+
+
+def verify_signature(event: Event, digest: bytes) -> None:
+    """Prove the signature under what `verify_id` has returned. Raises as `verify`."""
     if not verify_schnorr(event.pubkey, digest, unhexlify(event.sig)):
         raise InvalidEvent("invalid schnorr signature")
 

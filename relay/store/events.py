@@ -1,6 +1,6 @@
 """Events: storing them once, replacing what they replace, finding them again.
 
-Two ways in. `insert_batch` stores many plain events in one statement that checks channel and membership again, because
+Two ways in. `BATCH` begins a statement that stores many plain events and checks channel and membership again, because
 admission decided from a cache. `insert_one` stores an event whose effects belong to the same transaction.
 """
 
@@ -35,7 +35,8 @@ _MENTION_NOBODY = frozenset({NIP29_GROUP_METADATA, NIP29_GROUP_ADMINS, NIP29_GRO
 _COLUMNS = "id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json, expires_at"
 
 # One row an event; `member` is the key whose membership counts, NULL where none is asked for (a proxy, a global event).
-_INSERT_BATCH = f"""
+# Who stores a batch goes on from `inserted`, the ids that are new; its own arguments come behind BATCH_ARGUMENTS.
+BATCH = f"""
 WITH input AS MATERIALIZED (
     SELECT i.id, i.pubkey, i.created_at, i.kind, i.tags, i.content, i.sig, i.channel_id, i.d_tag,
            i.tag_values::text[] AS tag_values, i.signed_json, i.expires_at, i.member
@@ -60,8 +61,8 @@ WITH input AS MATERIALIZED (
     FROM unnest($14::bytea[], $15::bytea[]) AS m(pubkey, event_id)
     JOIN inserted n ON n.id = m.event_id JOIN input i ON i.id = m.event_id
     ON CONFLICT DO NOTHING
-)
-SELECT array_agg(encode(id, 'hex')), pg_current_xact_id()::text FROM inserted"""
+)"""
+BATCH_ARGUMENTS = 15
 
 _INSERT_ONE = f"""
 WITH inserted AS (
@@ -173,16 +174,12 @@ def tag_values(event: Event, channel_id: str | None) -> str:
     return '{"' + '","'.join(quoted) + '"}'
 
 
-async def insert_batch(con: Connection, rows: Sequence[Row]) -> tuple[set[str], int]:
-    """Stores plain events in one statement and returns the ids that are new, and the transaction's xid8.
-
-    An id that is missing from the answer was stored before, or lost its access since it was admitted: `known` tells
-    which. No id may stand twice in `rows`. Rows go in by (created_at, id), so that two relays cannot deadlock.
-    """
+def batch_arguments(rows: Sequence[Row]) -> tuple[list[Any], ...]:
+    """What `BATCH` takes. No id may stand twice in `rows`. They go in by (created_at, id), whatever their order here:
+    two relays cannot deadlock."""
     events = [row.event for row in rows]
     mentions = [(key, event.id) for event in events for key in set(event.p_tags())]
-    found = await con.fetchrow(
-        _INSERT_BATCH,
+    return (
         [bytes.fromhex(event.id) for event in events],
         [bytes.fromhex(event.pubkey) for event in events],
         [event.created_at for event in events],
@@ -199,8 +196,6 @@ async def insert_batch(con: Connection, rows: Sequence[Row]) -> tuple[set[str], 
         [bytes.fromhex(key) for key, _ in mentions],
         [bytes.fromhex(event_id) for _, event_id in mentions],
     )
-    assert found is not None
-    return set(found[0] or ()), int(found[1])
 
 
 async def insert_one(con: Connection, event: Event, channel_id: str | None) -> bool:

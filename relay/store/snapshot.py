@@ -41,3 +41,8 @@ class Snapshot:
         if ahead < _NEAR:
             return False
         return all(xid % _WRAP != xmin32 for xid in self.in_progress)
+
+
+def full_xid(xmin32: int, xmax: int) -> int:
+    """The 64 bits of a row's system column `xmin`; `xmax` is that of a snapshot that shows the row."""
+    return xmax - (xmax - xmin32) % _WRAP

@@ -31,6 +31,7 @@ from relay.asyncpg_trio.errors import (
 from relay.audit import log, outbox, sink
 from relay.audit.chain import ChainedEntry
 from relay.audit.entry import Entry
+from relay.ingest import batch
 from relay.store import events, outcome
 from scripts.simulations.mood import CALM, Mood
 
@@ -282,12 +283,14 @@ class Session:
             self.transaction = None
 
     async def command(self, text: str) -> str:
-        """BEGIN, COMMIT, ROLLBACK and the lock."""
+        """BEGIN, COMMIT, ROLLBACK, SET and the lock."""
         verb = text.split()[0]
         if text == log._LOCK:
             await self._guarded(lambda transaction: self.server.lock(transaction))
             return "SELECT"
-        if verb == "BEGIN":
+        if verb == "SET":
+            await self._weather()
+        elif verb == "BEGIN":
             await self._weather()
             assert self.transaction is None
             self.transaction = self.server.begin(self.owner)
@@ -307,7 +310,9 @@ class Session:
         async def run(transaction: Transaction) -> None:
             found.extend(await STATEMENTS[text](self.server, transaction, args))
 
-        if self.transaction is None:
+        if self.transaction is None and text == batch._STORE:
+            await self._alone(run)
+        elif self.transaction is None:
             await self._weather()
             alone = self.server.begin(self.owner)  # reads only, outside of every transaction
             try:
@@ -317,6 +322,19 @@ class Session:
         else:
             await self._guarded(run)
         return found
+
+    async def _alone(self, run: Callable[[Transaction], Awaitable[None]]) -> None:
+        """A statement that is its own transaction: committed before it is answered."""
+        self.transaction = self.server.begin(self.owner)
+        try:
+            await self._guarded(run)
+            await self._commit()
+        finally:
+            if self.transaction is not None:  # an error, or a cancellation that came before the commit or after it
+                commit = self.committing and not self.transaction.failed and self.server.dice.random() < 0.5
+                self.server.end(self.transaction, commit=commit)
+                self.transaction = None
+            self.committing = False
 
     async def _guarded(self, act: Callable[[Transaction], Awaitable[None]]) -> None:
         """An error, or a cancelled statement, fails the transaction."""
@@ -445,7 +463,18 @@ async def _store(server: Server, transaction: Transaction, args: Sequence[Any]) 
     await server.wait_for_writers(transaction, lambda one: one.events, ids)
     new = [event_id for event_id in ids if event_id not in server.events]
     transaction.events |= set(new)
+    entries = [(Entry(*fields), stores) for *fields, stores in zip(*args[events.BATCH_ARGUMENTS :], strict=True)]
+    told = [entry for entry, stores in entries if stores is None or stores.hex() in new]
+    await server.wait_for_writers(
+        transaction, lambda one: {entry.uuid for entry in one.entries.values()}, [entry.uuid for entry in told]
+    )
+    server.insert_entries(transaction, told)
     return [Row(ids=new or None, xid=str(server.xid(transaction)))]
+
+
+async def _traces(server: Server, transaction: Transaction, args: Sequence[Any]) -> list[Row]:
+    there = [*server.outbox.values(), *(row.entry for row in server.log)]
+    return [Row(id=entry.event_id, xmin=700, xmax=server._next_xid) for entry in there if entry.uuid in args[0]]
 
 
 async def _known(server: Server, transaction: Transaction, args: Sequence[Any]) -> list[Row]:
@@ -479,7 +508,8 @@ STATEMENTS: dict[str, Run] = {
     outbox._INSERT: _enter,
     outbox._INSERT_MISSING: _enter_missing,
     outbox._OLDEST: _oldest,
-    events._INSERT_BATCH: _store,
+    batch._STORE: _store,
+    batch._TRACES: _traces,
     KNOWN: _known,
     outcome._TRACE: _trace,
     sink._COMMITTED: _committed,

@@ -53,6 +53,10 @@ _HALF_DONE = {
         SELECT encode(id, 'hex') FROM events e WHERE kind IN (9000, 9001, 9022) AND NOT EXISTS (
             SELECT FROM audit_log a WHERE a.event_id = encode(e.id, 'hex')
             AND a.action = CASE WHEN e.kind = 9000 THEN 'member_added' ELSE 'member_removed' END)""",
+    "a message whose answers are not counted once each": """
+        SELECT encode(t.event_id, 'hex') FROM thread_metadata t WHERE t.reply_count <> (
+            SELECT count(*) FROM thread_metadata r JOIN events e ON e.id = r.event_id
+            WHERE r.parent_event_id = t.event_id AND e.deleted_at IS NULL)""",
     "a channel without an owner among its members": """
         SELECT id::text FROM channels c WHERE NOT EXISTS (
             SELECT FROM channel_members m WHERE m.channel_id = c.id AND m.role = 'owner' AND m.removed_at IS NULL)""",

@@ -44,8 +44,8 @@ class Failpoint:
 
 
 FAILPOINTS = {
-    "outbox, before the insert": Failpoint("before", _STATEMENT, "INSERT INTO audit_outbox", _COMMIT_TASK),
-    "outbox, after the insert": Failpoint("after", _STATEMENT, "INSERT INTO audit_outbox", _COMMIT_TASK),
+    "batch of events, before the statement": Failpoint("before", _STATEMENT, "INSERT INTO audit_outbox", _COMMIT_TASK),
+    "batch of events, after the statement": Failpoint("after", _STATEMENT, "INSERT INTO audit_outbox", _COMMIT_TASK),
     "events, before COMMIT": Failpoint("before", _COMMIT, "COMMIT", _COMMIT_TASK),
     "events, after COMMIT": Failpoint("after", _COMMIT, "COMMIT", _COMMIT_TASK),
     "effect, before the outbox": Failpoint("before", _STATEMENT, "INSERT INTO audit_outbox", _EFFECTS),

@@ -81,7 +81,9 @@ class Talker:
         turn, roll = f"{self._number} {self._turn} {self._chance.random()}", self._chance.random()
         here = ["h", self._channel]
         if roll < 0.85 or not self._mine:
-            said = self._sign(9, turn, [here])
+            # Some answer what was said before: those have a transaction with more than one statement.
+            answers = [["e", self._chance.choice(self._mine).id, "", "reply"]] if self._mine and roll < 0.1 else []
+            said = self._sign(9, turn, [here, *answers])
             self._mine = [*self._mine[-30:], said]
             return said
         if roll < 0.88:

@@ -85,6 +85,6 @@ class TestLives:
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_bug_is_found(name):
     with PLANTS[name]():
-        seed = main.search(0, SEEDS)
+        seed = main.search(0, 2 * SEEDS)
     assert seed is not None
     assert main.trial(seed)[0] == []  # it was the bug

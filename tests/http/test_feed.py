@@ -11,7 +11,7 @@ import pytest
 
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
-from relay.store.events import Row, insert_batch
+from relay.store.events import insert_one
 from relay.store.feed import ACTION_KINDS, ACTIVITY_KINDS, AGENT_KINDS, MENTION_KINDS
 from tests.support.http import Rig, new_key, signed
 
@@ -28,7 +28,7 @@ async def put(
     """Stores an event `at` seconds from now as ingest does, whatever its kind."""
     own = [] if channel is None else [["h", channel]]
     event = signed(author, kind, [*own, *tags], f"{kind} at {at} {uuid.uuid4()}", NOW + at)
-    await insert_batch(rig.con, [Row(event, channel, None)])
+    await insert_one(rig.con, event, channel)
     return event
 
 

@@ -18,7 +18,7 @@ from relay.errors import Refusal, RefusalClass, Refused, StoreBusy
 from relay.http.app import create_app
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
-from relay.store.events import Row, insert_batch
+from relay.store.events import insert_one
 from tests.support.http import Rig, new_key, signed
 
 NOW = int(time.time())
@@ -31,7 +31,7 @@ async def say(
     """Stores an event as ingest does, whatever its kind."""
     own = [] if channel is None else [["h", channel]]
     event = signed(author, kind, [*own, *tags], content, NOW + at)
-    await insert_batch(rig.con, [Row(event, channel, None)])
+    await insert_one(rig.con, event, channel)
     return event
 
 

@@ -10,10 +10,11 @@ import pytest
 import trio
 
 from relay import metrics
-from relay.asyncpg_trio import Connection, connect
+from relay.asyncpg_trio import connect
 from relay.audit.entry import Action, new_entry
 from relay.errors import SHUTTING_DOWN, StoreGone
-from relay.ingest.commit import BATCH_BYTES_MAX, Submission
+from relay.ingest.batch import Submission
+from relay.ingest.commit import BATCH_BYTES_MAX
 from relay.ingest.dms import OpenDm
 from relay.ingest.types import Admission, Door, Outcome, Route
 from relay.nostr.filter import parse_filter
@@ -131,45 +132,6 @@ async def test_a_terminated_backend_costs_nothing(migrated_dsn: str, monkeypatch
             killer.terminate()
         assert set(await wait_for(replies, 150)) <= {"", "duplicate:"}
         assert await stored_and_audited(core) == (150, 150)
-
-
-@pytest.mark.parametrize(
-    ("really", "reused"),
-    [(True, False), (False, False), (False, True)],
-    ids=["committed", "not committed", "not committed and its id given to another"],
-)
-async def test_a_commit_without_an_answer_is_resolved(
-    migrated_dsn: str, monkeypatch: pytest.MonkeyPatch, really: bool, reused: bool
-) -> None:
-    """The connection dies at COMMIT, once after and once before the server did it: each event is stored once, and
-    its answer says so. A server that crashed may have given the id to another transaction, which was committed."""
-    from relay.asyncpg_trio.transaction import Transaction
-
-    original = Transaction._commit
-    broken: list[bool] = []
-
-    async def commit(self: Transaction) -> None:
-        con: Connection = self._connection
-        if not broken and await con.fetchval("SELECT count(*) FROM events WHERE kind = 1"):
-            broken.append(True)
-            if really:
-                await con.execute("COMMIT")
-            con.terminate()
-        await original(self)
-
-    async def status(con: Connection, xid: str) -> str:
-        return "committed"
-
-    async with running_core(migrated_dsn) as core:
-        monkeypatch.setattr(Transaction, "_commit", commit)
-        if reused:
-            monkeypatch.setattr(Connection, "transaction_status", status)
-        replies = Replies()
-        for number in range(20):
-            await core.ingest.enqueue(admitted(ALICE.sign(1, str(number))), Reply(replies, str(number)))
-        assert set(await wait_for(replies, 20)) <= {"", "duplicate:"}
-        assert broken
-        assert await stored_and_audited(core) == (20, 20)
 
 
 async def test_records_are_durable_when_record_returns(migrated_dsn: str) -> None:

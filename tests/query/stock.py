@@ -12,7 +12,8 @@ from relay.nostr.event import Event
 from relay.nostr.filter import Filter, matches
 from relay.nostr.nip40 import expires_at
 from relay.query.conditions import Reach
-from relay.store.events import Row, insert_batch
+from relay.store.events import Row
+from tests.support.storing import insert_batch
 
 CHANNELS = [f"{number:08x}-0000-4000-8000-00000000abcd" for number in range(1, 5)]
 AUTHORS = [f"{number:064x}" for number in range(1, 5)]

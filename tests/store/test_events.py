@@ -12,6 +12,7 @@ from relay.nostr.event import Event, load_event
 from relay.store import channels, events, members
 from relay.store.events import Replaced, Row
 from tests.support.core import ALICE, BOB, CAROL, CHANNEL
+from tests.support.storing import insert_batch
 
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=30)
 
@@ -24,13 +25,13 @@ async def test_a_batch_stores_what_is_new_and_says_so(migrated_dsn: str) -> None
     con = await connect(migrated_dsn)
     first, second = ALICE.sign(1, "a"), ALICE.sign(1, "b")
     async with con.transaction():
-        new, xid = await events.insert_batch(con, [row(first)])
+        new, xid = await insert_batch(con, [row(first)])
         assert xid == int(await con.fetchval("SELECT pg_current_xact_id()::text"))
     assert new == {first.id}
-    new, _ = await events.insert_batch(con, [row(first), row(second)])
+    new, _ = await insert_batch(con, [row(first), row(second)])
     assert new == {second.id}
     assert await events.known(con, [first.id, second.id, "ab" * 32]) == {first.id, second.id}
-    assert (await events.insert_batch(con, []))[0] == set()
+    assert (await insert_batch(con, []))[0] == set()
     con.terminate()
 
 
@@ -48,16 +49,16 @@ async def test_the_insert_asks_for_channel_and_membership_again(migrated_dsn: st
     await members.put(con, CHANNEL, ALICE.pubkey, "owner", None)
     mine, foreign, proxied = ALICE.sign(9, "a"), BOB.sign(9, "b"), BOB.sign(9, "c")
     rows = [row(mine, CHANNEL, ALICE.pubkey), row(foreign, CHANNEL, BOB.pubkey), row(proxied, CHANNEL, None)]
-    assert (await events.insert_batch(con, rows))[0] == {mine.id, proxied.id}
+    assert (await insert_batch(con, rows))[0] == {mine.id, proxied.id}
     await con.execute("UPDATE channels SET archived_at = now()")
-    assert (await events.insert_batch(con, [row(ALICE.sign(9, "d"), CHANNEL, ALICE.pubkey)]))[0] == set()
+    assert (await insert_batch(con, [row(ALICE.sign(9, "d"), CHANNEL, ALICE.pubkey)]))[0] == set()
     con.terminate()
 
 
 async def test_mentions_are_rows_of_valid_keys_once_each(migrated_dsn: str) -> None:
     con = await connect(migrated_dsn)
     tags = [["p", BOB.pubkey], ["p", BOB.pubkey.upper()], ["p", "nonsense"], ["p"], ["p", CAROL.pubkey]]
-    await events.insert_batch(con, [row(ALICE.sign(1, "a", tags))])
+    await insert_batch(con, [row(ALICE.sign(1, "a", tags))])
     await events.insert_one(con, ALICE.sign(1, "b", tags), None)
     rows = await con.fetch("SELECT encode(pubkey, 'hex'), count(*) FROM event_mentions GROUP BY 1")
     assert {record[0]: record[1] for record in rows} == {BOB.pubkey: 2, CAROL.pubkey: 2}
@@ -77,7 +78,7 @@ def test_every_event_comes_back_as_it_was(migrated_dsn: str, content: str, tags:
     async def store_both_ways() -> None:
         con = await connect(migrated_dsn)
         try:
-            for store in (events.insert_batch(con, [row(event)]), events.insert_one(con, event, None)):
+            for store in (insert_batch(con, [row(event)]), events.insert_one(con, event, None)):
                 await con.execute("DELETE FROM events")
                 await store
                 found = await con.fetchrow("SELECT signed_json, content, tags, tag_values FROM events")
@@ -162,7 +163,7 @@ async def test_both_ways_in_note_when_an_event_expires(
 ) -> None:
     one, of_batch = ALICE.sign(1, "a", tags), ALICE.sign(1, "b", tags)
     await events.insert_one(con, one, None)
-    await events.insert_batch(con, [row(of_batch), row(ALICE.sign(1, "stays"))])
+    await insert_batch(con, [row(of_batch), row(ALICE.sign(1, "stays"))])
     for event in (one, of_batch):
         stored = await events.get(con, event.id)
         assert stored is not None

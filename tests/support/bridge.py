@@ -12,11 +12,12 @@ from quart_trio import QuartTrio
 from relay.http.app import create_app
 from relay.nostr.event import Event
 from relay.nostr.keys import SecretKey
-from relay.store.events import Row, insert_batch
+from relay.store.events import Row
 from relay.websocket.guests import Guests
 from relay.websocket.limits import Limits
 from relay.websocket.shares import Shares
 from tests.support.http import Answer, Rig, signed
+from tests.support.storing import insert_batch
 
 NOW = int(time.time())
 

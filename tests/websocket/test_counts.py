@@ -11,10 +11,11 @@ from relay.asyncpg_trio.errors import PoolTimeout
 from relay.errors import StoreBusy
 from relay.nostr.kinds import GIFT_WRAP, MEMBER_ADDED_NOTIFICATION
 from relay.query.count import count
-from relay.store.events import Row, insert_batch
+from relay.store.events import Row
 from relay.websocket import counts
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, fields, message, now, serving
+from tests.support.storing import insert_batch
 from tests.websocket.rights import limit, remove
 
 P_GATED = "restricted: p-gated kinds require #p tag matching your pubkey"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from relay.ingest.commit import Submission
+from relay.ingest.batch import Submission
 from relay.ingest.pipeline import Ingest
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, fields, message, serving

@@ -12,9 +12,10 @@ import pytest
 import trio
 
 from relay.fanout.items import Batch, Left, SubscriptionState
-from relay.store.events import Row, insert_batch
+from relay.store.events import Row
 from tests.support.core import ALICE, BOB, CAROL
 from tests.support.relay import Client, RelayUnderTest, fields, message, now, serving
+from tests.support.storing import insert_batch
 from tests.websocket.rights import remove
 
 

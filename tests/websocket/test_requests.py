@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 
-from relay.store.events import Row, insert_batch
+from relay.store.events import Row
 from relay.websocket import requests
 from tests.support.core import ALICE, BOB
 from tests.support.relay import Client, RelayUnderTest, fields, message, serving
+from tests.support.storing import insert_batch
 from tests.websocket.rights import limit
 
 NOWHERE = "00000009-0000-4000-8000-00000000abcd"
