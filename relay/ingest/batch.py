@@ -169,7 +169,12 @@ async def _attempt(con: Connection, part: Sequence[Submission], records: Sequenc
     else:
         stored = await _insert(con, part, records)
     if others := [submission for submission in part if submission.event.id not in stored.new]:
-        await _explain(con, others, stored)
+        try:
+            await _explain(con, others, stored)
+        except PostgresError:
+            # What is new is stored already, and to the next try it would look like somebody else's.
+            _doubt(part, records)
+            raise
     return stored
 
 

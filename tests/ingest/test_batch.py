@@ -19,6 +19,7 @@ from relay.ingest.batch import Submission
 from relay.ingest.commit import CommitTask
 from relay.ingest.types import STORED, Admission, Outcome
 from relay.nostr.event import Event
+from relay.store import events as stored_events
 from relay.store import outcome
 from relay.store.own_connection import OwnConnection
 from tests.ingest.test_commit import Replies, Reply, admitted, stored_and_audited, wait_for
@@ -192,6 +193,33 @@ async def test_entries_alone_are_written_once(migrated_dsn: str, breaker: Breake
         assert breaker.broken == 1
         await stored_and_audited(core)
         assert await core.pool.fetchval("SELECT count(*) FROM audit_log WHERE uuid = $1", CHANNEL) == 1
+
+
+@pytest.mark.parametrize("patience_seconds", [10.0, -1.0], ids=["tried again", "open for a while"])
+async def test_an_error_behind_the_commit_takes_nothing_back(
+    migrated_dsn: str, delivered: list[str], monkeypatch: pytest.MonkeyPatch, patience_seconds: float
+) -> None:
+    """What a batch did not store is looked up when the rest of it is stored already."""
+    monkeypatch.setattr(outcome, "PATIENCE_SECONDS", patience_seconds)
+    failures = 0
+
+    async def known(con: Connection, ids: Sequence[str]) -> set[str]:
+        nonlocal failures
+        if failures == 0:
+            failures += 1
+            await con.execute("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(5)")
+        return await events_known(con, ids)
+
+    events_known = stored_events.known
+    async with running_core(migrated_dsn) as core:
+        old, new, replies = ALICE.sign(1, "old"), ALICE.sign(1, "new"), Replies()
+        assert await core.submit(ALICE, old) == STORED
+        monkeypatch.setattr(stored_events, "known", known)
+        await publish(core, [old, new], replies)
+        assert await wait_for(replies, 2) == ["duplicate:", ""]
+        assert failures == 1
+        assert delivered == [old.id, new.id]
+        assert await stored_and_audited(core) == (2, 2)
 
 
 @pytest.mark.parametrize("really", [True, False], ids=["stored", "not stored"])
