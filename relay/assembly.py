@@ -45,7 +45,7 @@ from relay.fanout.presence import Presence
 from relay.http.app import create_app
 from relay.http.health import create_health_app, create_metrics_app
 from relay.http.services import Readiness, Services
-from relay.ingest import own_events
+from relay.ingest import batch, own_events
 from relay.ingest.pipeline import Ingest
 from relay.last_message import ASGIApp
 from relay.nostr import nip19
@@ -173,15 +173,14 @@ class Parts:
             queue=settings.fanout_queue,
             presence=Presence(settings.presence_seconds, time.monotonic),
         )
+        ingest_session = {**sessions, "application_name": "relay ingest"}
+        # The server itself ends a statement before; where it does not, it has stopped.
+        ingest = partial(self._connect, answer_seconds=settings.statement_seconds + SILENCE_SECONDS)
         self._ingest = Ingest(
             settings,
             pool=main,
-            connect=partial(
-                self._connect,
-                server_settings={**sessions, "application_name": "relay ingest"},
-                # The server itself ends a statement before; where it does not, it has stopped.
-                answer_seconds=settings.statement_seconds + SILENCE_SECONDS,
-            ),
+            connect=partial(ingest, server_settings=ingest_session),
+            connect_commit=partial(ingest, server_settings=ingest_session | batch.SESSION),
             directory=self._directory,
             hub=self._hub,
             audit=self._audit_worker,

@@ -12,7 +12,7 @@ depends on what a server that crashed remembers of its transactions, nor on whet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -35,8 +35,9 @@ from relay.store.threads import ThreadPlace
 
 log = structlog.get_logger()
 
-PLAN_ONCE = "SET plan_cache_mode = force_generic_plan"
-"""For the connection: a plan for few events looks cheaper than one for any number, and costs more than what it does."""
+SESSION = {"plan_cache_mode": "force_generic_plan"}
+"""Server settings of the connection: a plan for few events looks cheaper than one for any number, and making it costs
+more than what it does."""
 
 # $16 to $23 are the entries, $24 the event whose storing an entry tells of, NULL where it tells of something else.
 # Entries go in by their order here, which is their order in the chain.
@@ -119,6 +120,10 @@ class Submission:
         self.entries = [entry]
 
 
+def entries_of(submissions: Iterable[Submission]) -> list[Entry]:
+    return [entry for submission in submissions for entry in submission.entries]
+
+
 @dataclass(slots=True)
 class Stored:
     """What became of a batch. `new`: ids stored by it, with the transaction (64 bits). `known`: those of the others
@@ -144,13 +149,11 @@ async def store(own: OwnConnection, part: Sequence[Submission], records: Sequenc
     while True:
         try:
             return await _attempt(await own.get(), part, records)
-        except CommitOutcomeUnknown as error:
-            _doubt(part, records)
-            await patience.try_again(ConnectionLost(str(error)))
-        except (ConnectionLost, PostgresError) as error:
-            if isinstance(error, ConnectionLost):
-                _doubt(part, records)
+        except PostgresError as error:
             await patience.try_again(error)
+        except (ConnectionLost, CommitOutcomeUnknown) as error:
+            _doubt(part, records)
+            await patience.try_again(error if isinstance(error, ConnectionLost) else ConnectionLost(str(error)))
 
 
 def _doubt(part: Sequence[Submission], records: Sequence[Submission]) -> None:
@@ -164,7 +167,7 @@ async def _attempt(con: Connection, part: Sequence[Submission], records: Sequenc
         async with con.transaction():
             stored = await _insert(con, part, [] if in_doubt else records)
             if in_doubt:
-                await outbox.insert_missing(con, [entry for record in records for entry in record.entries])
+                await outbox.insert_missing(con, entries_of(records))
             await _do_the_rest(con, [submission for submission in part if submission.event.id in stored.new])
     else:
         stored = await _insert(con, part, records)
@@ -181,9 +184,9 @@ async def _attempt(con: Connection, part: Sequence[Submission], records: Sequenc
 async def _insert(con: Connection, part: Sequence[Submission], records: Sequence[Submission]) -> Stored:
     rows = [_row(submission) for submission in part]
     batch = events.batch_arguments(rows)
-    alone = [entry for record in records for entry in record.entries]
-    entries = [submission.entries[0] for submission in part] + alone
-    found = await con.fetchrow(_STORE, *batch, *columns(entries), batch[0] + [None] * len(alone))
+    entries = entries_of((*part, *records))
+    stores = batch[0] + [None] * (len(entries) - len(part))
+    found = await con.fetchrow(_STORE, *batch, *columns(entries), stores)
     assert found is not None
     return Stored(dict.fromkeys(found[0] or (), int(found[1])))
 

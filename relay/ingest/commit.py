@@ -36,7 +36,7 @@ from relay.audit.uuids import new_uuids
 from relay.errors import StoreError
 from relay.fanout.items import Batch, Live
 from relay.ingest.admit import NOT_MEMBER
-from relay.ingest.batch import Stored, Submission, store
+from relay.ingest.batch import Stored, Submission, entries_of, store
 from relay.ingest.types import DUPLICATE, STORED, Outcome, hand_over
 from relay.store.failures import refusal
 from relay.store.own_connection import OwnConnection
@@ -126,7 +126,7 @@ class CommitTask:
                 break
         self._submissions.close()
         alone = [each for each in left if each.admission is None and each.done is None and not each.settled]
-        entries = [entry for each in alone for entry in each.entries] + self._last_entries()
+        entries = entries_of(alone) + self._last_entries()
         if entries:
             with trio.move_on_after(LAST_SPOOL_SECONDS, shield=True):
                 await self._to_spool(entries)
@@ -177,7 +177,7 @@ class CommitTask:
         for record in records:
             record.settle()
         new = [submission for submission in part if submission.event.id in stored.new]
-        await hand_over(self._producer, [entry for each in (*new, *records) for entry in each.entries])
+        await hand_over(self._producer, entries_of((*new, *records)))
 
     async def _deliver(self, part: Sequence[Submission], new: Mapping[str, int]) -> None:
         live = []
@@ -214,7 +214,7 @@ class CommitTask:
         _flush(refused)
         self._open += [submission for submission in part if submission.outcome is None]
         if records:
-            kept = await self._to_spool([entry for record in records for entry in record.entries])
+            kept = await self._to_spool(entries_of(records))
             for record in records:
                 record.settle(failed=not kept)
 

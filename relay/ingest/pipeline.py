@@ -27,7 +27,7 @@ from relay.fanout.hub import Hub
 from relay.fanout.items import Batch, Live
 from relay.ingest import content, deletions, group_edits, groups, measure
 from relay.ingest.admit import NOT_MEMBER, Admitter
-from relay.ingest.batch import PLAN_ONCE, Submission
+from relay.ingest.batch import Submission
 from relay.ingest.commit import CommitTask
 from relay.ingest.dms import DmOpened, OpenDm
 from relay.ingest.effects import Apply, Effect, EffectWorker, Work
@@ -84,7 +84,8 @@ class Waiter:
 
 
 class Ingest:
-    """See the module. Constructed before its tasks run; `now_us` is microseconds since the epoch."""
+    """See the module. Constructed before its tasks run; `connect_commit` opens the commit task's connection (with
+    `batch.SESSION`), `connect` those of the effect workers; `now_us` is microseconds since the epoch."""
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Ingest:
         *,
         pool: Pool,
         connect: Connect,
+        connect_commit: Connect,
         directory: Directory,
         hub: Hub,
         audit: AuditWorker,
@@ -103,6 +105,7 @@ class Ingest:
         self._replay_now = trio.Event()
         self._settings = settings
         self._connect = connect
+        self._connect_commit = connect_commit
         self._directory = directory
         self._hub = hub
         self._audit = audit
@@ -279,7 +282,7 @@ class Ingest:
     def tasks(self) -> list[tuple[str, Task]]:
         """(name, async function with `task_status`) of the commit task and the effect workers, for the root nursery."""
         commit = CommitTask(
-            self._own("commit task", setup=PLAN_ONCE),
+            self._own("commit task", self._connect_commit),
             directory=self._directory,
             submissions=self._plain_out,
             dispatcher=self._hub.dispatcher(),
@@ -292,7 +295,7 @@ class Ingest:
         turns = Turns()
         for number in range(1, self._settings.effect_workers + 1):
             worker = EffectWorker(
-                self._own(f"effect worker {number}"),
+                self._own(f"effect worker {number}", self._connect),
                 key=self._key,
                 directory=self._directory,
                 work=self._work_out.clone(),
@@ -304,8 +307,9 @@ class Ingest:
         self._work_out.close()
         return tasks
 
-    def _own(self, name: str, *, setup: str = "") -> OwnConnection:
-        return OwnConnection(self._connect, name=name, patience_seconds=PATIENCE_SECONDS, setup=setup)
+    @staticmethod
+    def _own(name: str, connect: Connect) -> OwnConnection:
+        return OwnConnection(connect, name=name, patience_seconds=PATIENCE_SECONDS)
 
     async def run_notes(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Writes the counted refusals now and then, and empties the spool when the store is back. Owner: root nursery;

@@ -22,12 +22,10 @@ Connect = Callable[[], Awaitable[Connection]]
 
 
 class OwnConnection:
-    """Used by one task at a time. `patience_seconds` bounds one `get` while the server is away; `setup` is run on each
-    new connection."""
+    """Used by one task at a time. `patience_seconds` bounds one `get` while the server is away."""
 
-    def __init__(self, connect: Connect, *, name: str, patience_seconds: float, setup: str = "") -> None:
+    def __init__(self, connect: Connect, *, name: str, patience_seconds: float) -> None:
         self._connect = connect
-        self._setup = setup
         self._name = name
         self._patience = patience_seconds
         self._con: Connection | None = None
@@ -46,10 +44,7 @@ class OwnConnection:
         while True:
             try:
                 self._con = await self._connect()
-                if self._setup:
-                    await self._con.execute(self._setup)
             except (OSError, ConnectFailed, ConnectionLost, PostgresError) as error:
-                self.close()
                 if trio.current_time() >= deadline:
                     raise StoreGone(f"{self._name}: the database cannot be reached: {error}") from error
                 await trio.sleep(BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)])

@@ -283,14 +283,12 @@ class Session:
             self.transaction = None
 
     async def command(self, text: str) -> str:
-        """BEGIN, COMMIT, ROLLBACK, SET and the lock."""
+        """BEGIN, COMMIT, ROLLBACK and the lock."""
         verb = text.split()[0]
         if text == log._LOCK:
             await self._guarded(lambda transaction: self.server.lock(transaction))
             return "SELECT"
-        if verb == "SET":
-            await self._weather()
-        elif verb == "BEGIN":
+        if verb == "BEGIN":
             await self._weather()
             assert self.transaction is None
             self.transaction = self.server.begin(self.owner)
@@ -440,9 +438,14 @@ async def _chain(server: Server, transaction: Transaction, args: Sequence[Any]) 
     return []
 
 
+async def _write(server: Server, transaction: Transaction, entries: Sequence[Entry]) -> None:
+    uuids = [entry.uuid for entry in entries]
+    await server.wait_for_writers(transaction, lambda one: {entry.uuid for entry in one.entries.values()}, uuids)
+    server.insert_entries(transaction, entries)
+
+
 async def _enter(server: Server, transaction: Transaction, args: Sequence[Any]) -> list[Row]:
-    await server.wait_for_writers(transaction, lambda one: {entry.uuid for entry in one.entries.values()}, args[0])
-    server.insert_entries(transaction, [Entry(*fields) for fields in zip(*args, strict=True)])
+    await _write(server, transaction, [Entry(*fields) for fields in zip(*args, strict=True)])
     return []
 
 
@@ -465,10 +468,7 @@ async def _store(server: Server, transaction: Transaction, args: Sequence[Any]) 
     transaction.events |= set(new)
     entries = [(Entry(*fields), stores) for *fields, stores in zip(*args[events.BATCH_ARGUMENTS :], strict=True)]
     told = [entry for entry, stores in entries if stores is None or stores.hex() in new]
-    await server.wait_for_writers(
-        transaction, lambda one: {entry.uuid for entry in one.entries.values()}, [entry.uuid for entry in told]
-    )
-    server.insert_entries(transaction, told)
+    await _write(server, transaction, told)
     return [Row(ids=new or None, xid=str(server.xid(transaction)))]
 
 

@@ -107,6 +107,7 @@ class SimulatedRelay:
             settings,
             pool=self.pool,
             connect=cast("Connect", self._connect),
+            connect_commit=cast("Connect", self._connect),
             directory=directory,
             hub=self.hub,
             audit=self.worker,

@@ -25,6 +25,7 @@ from relay.store.own_connection import OwnConnection
 from tests.ingest.test_commit import Replies, Reply, admitted, stored_and_audited, wait_for
 from tests.support.core import ALICE, CHANNEL, Core, running_core
 
+Deliveries = list[tuple[str, int]]
 Run = Callable[[Connection, tuple[Any, ...]], Awaitable[None]]
 
 WAITS_FOR_A_LOCK = """
@@ -64,17 +65,22 @@ def breaker(monkeypatch: pytest.MonkeyPatch) -> Breaker:
 
 
 @pytest.fixture
-def delivered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of what goes to the fan-out, which are its xids' rows too."""
-    ids: list[str] = []
+def deliveries(monkeypatch: pytest.MonkeyPatch) -> Deliveries:
+    """What goes to the fan-out: ids, with the transactions that have stored them."""
+    found: Deliveries = []
     deliver = CommitTask._deliver
 
     async def noted(self: CommitTask, part: Sequence[Submission], new: dict[str, int]) -> None:
-        ids.extend(submission.event.id for submission in part if submission.event.id in new)
+        ids = [submission.event.id for submission in part]
+        found.extend((event_id, new[event_id]) for event_id in ids if event_id in new)
         await deliver(self, part, new)
 
     monkeypatch.setattr(CommitTask, "_deliver", noted)
-    return ids
+    return found
+
+
+def ids_of(deliveries: Deliveries) -> list[str]:
+    return [event_id for event_id, _ in deliveries]
 
 
 async def publish(core: Core, events: Sequence[Event], replies: Replies) -> None:
@@ -88,7 +94,7 @@ def numbered(count: int = 20) -> list[Event]:
 
 @pytest.mark.parametrize("really", [True, False], ids=["stored", "not stored"])
 async def test_an_answer_that_never_came(
-    migrated_dsn: str, breaker: Breaker, delivered: list[str], really: bool
+    migrated_dsn: str, breaker: Breaker, deliveries: Deliveries, really: bool
 ) -> None:
     async with running_core(migrated_dsn) as core:
         breaker.run = breaker.store if really else breaker.nothing
@@ -97,20 +103,12 @@ async def test_an_answer_that_never_came(
         assert set(await wait_for(replies, 20)) == {""}, "our own events are no duplicates of themselves"
         assert breaker.broken == 1
         assert await stored_and_audited(core) == (20, 20)
-        assert sorted(delivered) == sorted(event.id for event in events)
+        assert sorted(ids_of(deliveries)) == sorted(event.id for event in events)
 
 
 async def test_the_transaction_of_a_found_event_is_the_one_that_stored_it(
-    migrated_dsn: str, breaker: Breaker, monkeypatch: pytest.MonkeyPatch
+    migrated_dsn: str, breaker: Breaker, deliveries: Deliveries
 ) -> None:
-    xids: dict[str, int] = {}
-    deliver = CommitTask._deliver
-
-    async def noted(self: CommitTask, part: Sequence[Submission], new: dict[str, int]) -> None:
-        xids.update(new)
-        await deliver(self, part, new)
-
-    monkeypatch.setattr(CommitTask, "_deliver", noted)
     async with running_core(migrated_dsn) as core:
         breaker.run = breaker.store
         event, replies = ALICE.sign(1, "x"), Replies()
@@ -120,12 +118,12 @@ async def test_the_transaction_of_a_found_event_is_the_one_that_stored_it(
             "SELECT xmin::text::bigint, pg_current_xact_id()::text::bigint FROM events WHERE id = $1",
             bytes.fromhex(event.id),
         )
-        assert xids[event.id] % 2**32 == row[0]
-        assert row[1] - 100 < xids[event.id] < row[1]
+        assert dict(deliveries)[event.id] % 2**32 == row[0]
+        assert row[1] - 100 < dict(deliveries)[event.id] < row[1]
 
 
 async def test_a_first_try_that_is_still_running_is_waited_for(
-    migrated_dsn: str, breaker: Breaker, delivered: list[str]
+    migrated_dsn: str, breaker: Breaker, deliveries: Deliveries
 ) -> None:
     other = await connect(migrated_dsn)
     async with running_core(migrated_dsn) as core:
@@ -144,12 +142,12 @@ async def test_a_first_try_that_is_still_running_is_waited_for(
         await other.execute("COMMIT")
         assert set(await wait_for(replies, 20)) == {""}
         assert await stored_and_audited(core) == (20, 20)
-        assert len(delivered) == 20
+        assert len(deliveries) == 20
     other.terminate()
 
 
 async def test_a_first_try_that_begins_only_later_does_nothing(
-    migrated_dsn: str, breaker: Breaker, delivered: list[str]
+    migrated_dsn: str, breaker: Breaker, deliveries: Deliveries
 ) -> None:
     """Its bytes lay in a buffer while the second try was served."""
     sent: list[tuple[Any, ...]] = []
@@ -167,12 +165,12 @@ async def test_a_first_try_that_begins_only_later_does_nothing(
         assert await stored_and_audited(core) == (20, 20)
         await breaker.store(other, sent[0])
         assert await stored_and_audited(core) == (20, 20)
-        assert len(delivered) == 20
+        assert len(deliveries) == 20
     other.terminate()
 
 
 async def test_an_event_of_somebody_elses_is_a_duplicate_in_doubt_as_well(
-    migrated_dsn: str, breaker: Breaker, delivered: list[str]
+    migrated_dsn: str, breaker: Breaker, deliveries: Deliveries
 ) -> None:
     async with running_core(migrated_dsn) as core:
         events, replies = numbered(4), Replies()
@@ -181,7 +179,7 @@ async def test_an_event_of_somebody_elses_is_a_duplicate_in_doubt_as_well(
         await publish(core, events, replies)
         assert await wait_for(replies, 4) == ["duplicate:", "duplicate:", "", ""]
         assert await stored_and_audited(core) == (4, 4)
-        assert delivered == [event.id for event in events]
+        assert ids_of(deliveries) == [event.id for event in events]
 
 
 @pytest.mark.parametrize("really", [True, False], ids=["stored", "not stored"])
@@ -197,7 +195,7 @@ async def test_entries_alone_are_written_once(migrated_dsn: str, breaker: Breake
 
 @pytest.mark.parametrize("patience_seconds", [10.0, -1.0], ids=["tried again", "open for a while"])
 async def test_an_error_behind_the_commit_takes_nothing_back(
-    migrated_dsn: str, delivered: list[str], monkeypatch: pytest.MonkeyPatch, patience_seconds: float
+    migrated_dsn: str, deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, patience_seconds: float
 ) -> None:
     """What a batch did not store is looked up when the rest of it is stored already."""
     monkeypatch.setattr(outcome, "PATIENCE_SECONDS", patience_seconds)
@@ -218,13 +216,17 @@ async def test_an_error_behind_the_commit_takes_nothing_back(
         await publish(core, [old, new], replies)
         assert await wait_for(replies, 2) == ["duplicate:", ""]
         assert failures == 1
-        assert delivered == [old.id, new.id]
+        assert ids_of(deliveries) == [old.id, new.id]
         assert await stored_and_audited(core) == (2, 2)
 
 
 @pytest.mark.parametrize("really", [True, False], ids=["stored", "not stored"])
 async def test_while_the_server_is_away_nobody_is_told_what_nobody_knows(
-    migrated_dsn: str, breaker: Breaker, delivered: list[str], monkeypatch: pytest.MonkeyPatch, really: bool
+    migrated_dsn: str,
+    breaker: Breaker,
+    deliveries: Deliveries,
+    monkeypatch: pytest.MonkeyPatch,
+    really: bool,
 ) -> None:
     """What was sent waits, together with its twin; what comes later is refused, and true is what both are told."""
     monkeypatch.setattr(outcome, "PATIENCE_SECONDS", -1.0)
@@ -247,10 +249,10 @@ async def test_while_the_server_is_away_nobody_is_told_what_nobody_knows(
         with trio.fail_after(5):
             refused = await core.submit(ALICE, ALICE.sign(1, "too late"))
         assert not refused.accepted
-        assert replies.outcomes == delivered == []
+        assert replies.outcomes == deliveries == []
         away.set()
         assert await wait_for(replies, 2) == ["", "duplicate:"]
-        assert delivered == [sent.id]
+        assert ids_of(deliveries) == [sent.id]
         assert await stored_and_audited(core) == (1, 1)
 
 
@@ -268,7 +270,7 @@ async def thread(core: Core) -> AsyncIterator[tuple[Event, Callable[[str], Event
 
 @pytest.mark.parametrize("really", [True, False], ids=["committed", "not committed"])
 async def test_a_commit_without_an_answer_counts_replies_once(
-    migrated_dsn: str, monkeypatch: pytest.MonkeyPatch, delivered: list[str], really: bool
+    migrated_dsn: str, monkeypatch: pytest.MonkeyPatch, deliveries: Deliveries, really: bool
 ) -> None:
     commit = Transaction._commit
     broken: list[bool] = []
@@ -287,7 +289,7 @@ async def test_a_commit_without_an_answer_counts_replies_once(
         event = reply("answer")
         assert await core.submit(ALICE, event) == STORED
         assert broken
-        assert delivered.count(event.id) == 1
+        assert ids_of(deliveries).count(event.id) == 1
         counted = "SELECT reply_count FROM thread_metadata WHERE event_id = $1"
         assert await core.pool.fetchval(counted, bytes.fromhex(root.id)) == 1
 

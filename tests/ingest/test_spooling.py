@@ -39,6 +39,7 @@ class Parts:
             loaded,
             pool=pool,
             connect=partial(self._connect, dsn),
+            connect_commit=partial(self._connect, dsn),
             directory=Directory(pool, loaded),
             hub=Hub(partial(members.audiences, pool)),
             audit=AuditWorker(PoolSink(pool)),

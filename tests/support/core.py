@@ -18,6 +18,7 @@ from relay.audit.sink import PoolSink
 from relay.audit.worker import AuditWorker
 from relay.config import Settings, load
 from relay.fanout.hub import Hub
+from relay.ingest import batch
 from relay.ingest.pipeline import Ingest
 from relay.ingest.types import Door, Outcome
 from relay.nostr.event import Event, sign_event
@@ -106,6 +107,7 @@ async def _running_on(loaded: Settings, dsn: str, pool: Pool, audit_pool: Pool) 
         loaded,
         pool=pool,
         connect=partial(connect, dsn),
+        connect_commit=partial(connect, dsn, server_settings=batch.SESSION),
         directory=directory,
         hub=hub,
         audit=audit,

@@ -201,6 +201,7 @@ async def running(dsn: str, **changes: Any) -> AsyncIterator[Rig]:
             settings,
             pool=pool,
             connect=partial(connect, dsn),
+            connect_commit=partial(connect, dsn),
             directory=directory,
             hub=hub,
             audit=audit,
