@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.nostr.filter import Filter, filter_channels
-from relay.nostr.ids import parse_uuid
-from relay.store.events import tag_key
+from relay.nostr.ids import parse_pubkey, parse_uuid
+from relay.store.events import MENTION_NOBODY, tag_key
 
 INT64_MAX: Final = 2**63 - 1
 
@@ -97,15 +97,52 @@ def conditions(wanted: Filter, reach: Reach, now: int, parameters: Parameters, *
     access = _access(wanted, reach, parameters)
     if access is None:
         return None
-    # IS NOT TRUE, not "IS NULL OR": before the first ANALYZE the planner takes NULL for a rarity.
-    found = ["e.deleted_at IS NULL", f"(e.expires_at <= {parameters.add(now)}::bigint) IS NOT TRUE"]
-    found += [*access, *_fields(wanted, parameters)]
+    found = [*_live(now, parameters), *access, *_fields(wanted, parameters)]
     for letter, values in sorted(wanted.tags.items()):
         condition = _channel_tag(values, parameters, exact=exact) if letter == "h" else _tag(letter, values, parameters)
         if condition is None:
             return None
         found += condition
     return found
+
+
+def mention_conditions(
+    wanted: Filter, reach: Reach, now: int, parameters: Parameters
+) -> tuple[list[str], list[str]] | None:  # fmt: skip
+    """The same conditions, not exact, for a filter whose rows the table of mentions has in their order: first those on
+    a row `m` of it, then what is left to be asked of the row `e`. None where it does not have them, or where nothing
+    that the caller may read can match.
+
+    The index of all tags has no order: it would give whatever has ever mentioned the key, to be sorted by time.
+    """
+    key = _mentioned(wanted)
+    access = None if key is None or _is_empty(wanted) else _access(wanted, reach, parameters, "m")
+    if key is None or access is None:
+        return None
+    mention = [f"m.pubkey = {parameters.add(bytes.fromhex(key))}::bytea", *access, *_fields(wanted, parameters, "m")]
+    # A mention is by key, however it is spelled; a tag is text.
+    return mention, [*_live(now, parameters), parameters.tagged([tag_key("p", key)])]
+
+
+def _mentioned(wanted: Filter) -> str | None:
+    """The key that a filter is about, if it says nothing but who is mentioned, of what kind, in which channels and
+    when. Whatever else it has may be rarer than the mentions of a key, and has an index of its own."""
+    if wanted.ids is not None or wanted.authors is not None or not wanted.tags.keys() <= {"p", "h"}:
+        return None
+    # Some kinds stand in `events` alone.
+    if wanted.kinds is None or not wanted.kinds.isdisjoint(MENTION_NOBODY):
+        return None
+    if any(parse_uuid(value) != value for value in wanted.tags.get("h", ())):
+        return None
+    if len(keys := wanted.tags.get("p", frozenset())) != 1:
+        return None
+    [key] = keys
+    return key if parse_pubkey(key) == key else None
+
+
+def _live(now: int, parameters: Parameters) -> list[str]:
+    # IS NOT TRUE, not "IS NULL OR": before the first ANALYZE the planner takes NULL for a rarity.
+    return ["e.deleted_at IS NULL", f"(e.expires_at <= {parameters.add(now)}::bigint) IS NOT TRUE"]
 
 
 def _is_empty(wanted: Filter) -> bool:
@@ -118,33 +155,33 @@ def _is_empty(wanted: Filter) -> bool:
     return since > INT64_MAX or (wanted.until is not None and since > wanted.until)
 
 
-def _access(wanted: Filter, reach: Reach, parameters: Parameters) -> list[str] | None:
+def _access(wanted: Filter, reach: Reach, parameters: Parameters, row: str = "e") -> list[str] | None:
     """The conditions on `channel_id`; None if no row can pass."""
     channels = reach.channels
     if wanted.channels is not None:
         channels = wanted.channels if channels is None else channels & wanted.channels
     if channels is not None:
         readable = sorted(channels & reach.accessible)
-        return [parameters.one_of("e.channel_id", readable, "uuid")] if readable else None
+        return [parameters.one_of(f"{row}.channel_id", readable, "uuid")] if readable else None
     if not reach.accessible:
-        return ["e.channel_id IS NULL"] if reach.global_events else None
-    inside = parameters.one_of("e.channel_id", sorted(reach.accessible), "uuid")
-    return [f"(e.channel_id IS NULL OR {inside})" if reach.global_events else inside]
+        return [f"{row}.channel_id IS NULL"] if reach.global_events else None
+    inside = parameters.one_of(f"{row}.channel_id", sorted(reach.accessible), "uuid")
+    return [f"({row}.channel_id IS NULL OR {inside})" if reach.global_events else inside]
 
 
-def _fields(wanted: Filter, parameters: Parameters) -> list[str]:
+def _fields(wanted: Filter, parameters: Parameters, row: str = "e") -> list[str]:
     found = []
     if wanted.ids is not None:
-        found.append(parameters.one_of("e.id", [bytes.fromhex(text) for text in sorted(wanted.ids)], "bytea"))
+        found.append(parameters.one_of(f"{row}.id", [bytes.fromhex(text) for text in sorted(wanted.ids)], "bytea"))
     if wanted.authors is not None:
         keys = [bytes.fromhex(text) for text in sorted(wanted.authors)]
-        found.append(parameters.one_of("e.pubkey", keys, "bytea"))
+        found.append(parameters.one_of(f"{row}.pubkey", keys, "bytea"))
     if wanted.kinds is not None:
-        found.append(parameters.one_of("e.kind", sorted(wanted.kinds), "int"))
+        found.append(parameters.one_of(f"{row}.kind", sorted(wanted.kinds), "int"))
     if wanted.since:
-        found.append(f"e.created_at >= {parameters.add(wanted.since)}::bigint")
+        found.append(f"{row}.created_at >= {parameters.add(wanted.since)}::bigint")
     if wanted.until is not None and wanted.until < INT64_MAX:
-        found.append(f"e.created_at <= {parameters.add(wanted.until)}::bigint")
+        found.append(f"{row}.created_at <= {parameters.add(wanted.until)}::bigint")
     return found
 
 

@@ -8,6 +8,7 @@ Pages continue behind the last row (`created_at DESC, id ASC` is total), never b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -15,7 +16,7 @@ import orjson
 
 from relay.nostr.filter import Filter
 from relay.nostr.ids import parse_uuid
-from relay.query.conditions import Parameters, Reach, conditions
+from relay.query.conditions import Parameters, Reach, conditions, mention_conditions
 
 # Id, signed JSON, channel, created_at.
 AnyRow = TypeVar("AnyRow", bound=tuple[bytes, bytes, str | None, int])
@@ -31,6 +32,15 @@ SELECT {columns}
 FROM events e
 WHERE {conditions}
 ORDER BY e.created_at DESC, e.id
+LIMIT {limit}"""
+
+# By the order of the mentions, and not a step further than the limit. OFFSET 0, so that it stays a look-up of each.
+_PAGE_OF_MENTIONS = """
+SELECT e.*
+FROM event_mentions m CROSS JOIN LATERAL (
+    SELECT {columns} FROM events e WHERE e.id = m.event_id AND {conditions} OFFSET 0) e
+WHERE {mention}
+ORDER BY m.created_at DESC, m.event_id
 LIMIT {limit}"""
 
 # The snapshot has to come even when no row does, and from the statement that read the rows.
@@ -50,26 +60,34 @@ class RowCheck(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """One filter, ready to be asked page by page. `limit` is the number of rows wanted over all pages."""
+    """One filter, ready to be asked page by page. `limit` is the number of rows wanted over all pages. `mention`: what
+    is asked of the mentions that lead to the rows, None where the rows are found by themselves."""
 
     conditions: tuple[str, ...]
     arguments: tuple[Any, ...]
     limit: int
     check: RowCheck | None
+    mention: tuple[str, ...] | None = None
 
     def page(self, rows: int, after: Cursor | None = None, *, with_snapshot: bool = False) -> tuple[str, list[Any]]:
         """The statement of the next page and its arguments. `with_snapshot` puts the column `snapshot` in the place of
         `xmin32` and gives one row of nulls before it where there would be none."""
         parameters = Parameters(list(self.arguments))
-        wanted = list(self.conditions)
+        behind = []
         if after is not None:
             created_at, event_id = parameters.add(after[0]), parameters.add(after[1])
+            moment, name = ("e.created_at", "e.id") if self.mention is None else ("m.created_at", "m.event_id")
             # Two conditions: the first alone is a range that the index can start from.
-            wanted.append(f"e.created_at <= {created_at}::bigint")
-            wanted.append(f"(e.created_at < {created_at}::bigint OR e.id > {event_id}::bytea)")
+            behind.append(f"{moment} <= {created_at}::bigint")
+            behind.append(f"({moment} < {created_at}::bigint OR {name} > {event_id}::bytea)")
         limit = parameters.add(rows)
         columns = _COLUMNS if with_snapshot else _COLUMNS_COMPARED
-        page = _PAGE.format(columns=columns, conditions="\n  AND ".join(wanted), limit=limit)
+        if self.mention is None:
+            page = _PAGE.format(columns=columns, conditions=_all([*self.conditions, *behind]), limit=limit)
+        else:
+            page = _PAGE_OF_MENTIONS.format(
+                columns=columns, conditions=_all(self.conditions), mention=_all([*self.mention, *behind]), limit=limit
+            )
         return (_FIRST_PAGE.format(page=page) if with_snapshot else page), parameters.values
 
 
@@ -79,11 +97,18 @@ def select(wanted: Filter, reach: Reach, *, now: int, limit_default: int, limit_
     if limit == 0:
         return None
     parameters = Parameters()
-    found = conditions(wanted, reach, now, parameters, exact=False)
-    if found is None:
-        return None
+    limit = min(limit, limit_max)
     check = _channel_tag_check(wanted.tags["h"]) if "h" in wanted.tags else None
-    return Selection(tuple(found), tuple(parameters.values), min(limit, limit_max), check)
+    if (by_mention := mention_conditions(wanted, reach, now, parameters)) is not None:
+        mention, rest = by_mention
+        return Selection(tuple(rest), tuple(parameters.values), limit, check, tuple(mention))
+    parameters = Parameters()
+    found = conditions(wanted, reach, now, parameters, exact=False)
+    return None if found is None else Selection(tuple(found), tuple(parameters.values), limit, check)
+
+
+def _all(found: Iterable[str]) -> str:
+    return "\n  AND ".join(found)
 
 
 def _channel_tag_check(values: frozenset[str]) -> RowCheck:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -30,7 +30,7 @@ TAG_VALUE_BYTES_MAX = 1024
 """PostgreSQL refuses the row where an entry of the GIN index is longer than 2.7 KB."""
 
 # They name every member, and tell none of them anything: 10 000 rows for each who joins.
-_MENTION_NOBODY = frozenset({NIP29_GROUP_METADATA, NIP29_GROUP_ADMINS, NIP29_GROUP_MEMBERS})
+MENTION_NOBODY: Final = frozenset({NIP29_GROUP_METADATA, NIP29_GROUP_ADMINS, NIP29_GROUP_MEMBERS})
 
 _COLUMNS = "id, pubkey, created_at, kind, tags, content, sig, channel_id, d_tag, tag_values, signed_json, expires_at"
 
@@ -214,7 +214,7 @@ async def insert_one(con: Connection, event: Event, channel_id: str | None) -> b
         tag_values(event, channel_id),
         event.json,
         expires_at(event),
-        [] if event.kind in _MENTION_NOBODY else [bytes.fromhex(key) for key in set(event.p_tags())],
+        [] if event.kind in MENTION_NOBODY else [bytes.fromhex(key) for key in set(event.p_tags())],
     )
     return bool(stored)
 

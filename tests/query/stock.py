@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from relay.asyncpg_trio import Pool
@@ -20,6 +20,7 @@ AUTHORS = [f"{number:064x}" for number in range(1, 5)]
 KINDS = [1, 7, 9, 1059, 30023, 44100]
 # The long ones do not fit an index entry, and differ only where it has ended.
 VALUES = ["a", "b", 'quo"te', "back\\slash", "{curly,}", "", "ünï", AUTHORS[0], "ü" * 600, "ü" * 600 + "!"]
+KEY = "ab" * 32
 START = 1_700_000_000
 NOW = START + 1000
 
@@ -55,6 +56,9 @@ def make_event(rng: random.Random, number: int, *, mortal: bool = False) -> File
             tags.append(["h", rng.choice(["", "general", *CHANNELS])])
     elif rng.random() < 0.2:
         tags.append(rng.choice([["h"], ["h", "general"], ["h", rng.choice(CHANNELS)]]))
+    if rng.random() < 0.3:
+        # As a mention it is the same key, as a tag another text.
+        tags.append(["p", rng.choice([KEY, KEY, KEY.upper()])])
     if rng.random() < 0.1:
         tags.append([rng.choice("ep")])
     if rng.random() < 0.1:
@@ -125,6 +129,16 @@ def some(rng: random.Random, values: list[Any]) -> frozenset[Any] | None:
 
 
 def make_filter(rng: random.Random, stock: list[Filed]) -> Filter:
+    wanted = _any_filter(rng, stock)
+    if rng.random() < 0.2:
+        # Nothing but what the mentions of a key can tell.
+        tags = {letter: values for letter, values in wanted.tags.items() if letter == "h"}
+        tags["p"] = frozenset({rng.choice([KEY, KEY, KEY.upper(), AUTHORS[0]])})
+        return replace(wanted, ids=None, authors=None, kinds=wanted.kinds or frozenset(KINDS), tags=tags)
+    return wanted
+
+
+def _any_filter(rng: random.Random, stock: list[Filed]) -> Filter:
     ids = [each.event.id for each in rng.sample(stock, 3)]
     named = [spelling for channel in CHANNELS for spelling in spellings(channel)] + ["general", "", "a\0b"]
     candidates = {

@@ -227,6 +227,67 @@ async def test_no_filter_reads_the_whole_table(pool: Pool, wanted: Filter) -> No
         assert not any("Seq Scan" in line for line in plan), "\n".join(plan)
 
 
+MENTIONED = "ab" * 32
+
+MENTIONS = """
+WITH mentioning AS (
+    UPDATE events SET tag_values = tag_values || $1::text WHERE created_at % 5 = 0 AND kind = 5
+    RETURNING id, created_at, kind, channel_id
+)
+INSERT INTO event_mentions SELECT $2, id, created_at, kind, channel_id FROM mentioning"""
+
+
+@pytest.mark.parametrize("after", [None, (15_000, bytes(32))], ids=["first page", "next page"])
+async def test_the_newest_mentions_of_a_key_are_read_in_their_order(
+    pool: Pool, after: tuple[int, bytes] | None
+) -> None:
+    """Of four thousand that mention the key a page reads as many as it has rows."""
+    wanted = Filter(kinds=frozenset({5, 9}), tags={"p": frozenset({MENTIONED})})
+    async with pool.acquire() as con:
+        await con.execute(FILL, CHANNELS)
+        await con.execute(MENTIONS, f"p:{MENTIONED}", bytes.fromhex(MENTIONED))
+        await con.execute("ANALYZE events, event_mentions")
+        selection = select(wanted, EVERYTHING, now=NOW, limit_default=50, limit_max=50)
+        assert selection is not None
+        statement, arguments = selection.page(50, after, with_snapshot=after is None)
+        rows = await con.fetch(statement, *arguments)
+        plan = "\n".join([line[0] for line in await con.fetch(f"EXPLAIN ANALYZE {statement}", *arguments)])
+    newest = 20_000 if after is None else after[0]
+    assert [row["created_at"] for row in rows] == [number for number in range(newest, 0, -1) if number % 10 == 5][:50]
+    [mentions] = [line for line in plan.splitlines() if "event_mentions_newest" in line]
+    assert int(mentions.split(" rows=")[2].split()[0].split(".")[0]) <= 51, plan
+    assert "events_tags" not in plan
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Filter(tags={"p": frozenset({MENTIONED})}),
+        Filter(kinds=frozenset({9, 39002}), tags={"p": frozenset({MENTIONED})}),
+        Filter(authors=frozenset(AUTHORS), kinds=frozenset({9}), tags={"p": frozenset({MENTIONED})}),
+        Filter(kinds=frozenset({9}), tags={"p": frozenset({MENTIONED}), "e": frozenset({"5"})}),
+        Filter(kinds=frozenset({9}), tags={"p": frozenset({MENTIONED.upper()})}),
+        Filter(kinds=frozenset({9}), tags={"p": frozenset({MENTIONED, "ff" * 32})}),
+        Filter(kinds=frozenset({9}), tags={"p": frozenset({MENTIONED}), "h": frozenset({CHANNELS[0].upper()})}),
+    ],
+    ids=["every kind", "lists of members", "an author", "another tag", "spelling", "two keys", "another channel"],
+)
+def test_what_mentions_alone_cannot_tell_is_asked_of_the_events(wanted: Filter) -> None:
+    selection = select(wanted, EVERYTHING, now=NOW, limit_default=100, limit_max=100)
+    assert selection is not None
+    assert "event_mentions" not in selection.page(100)[0]
+
+
+async def test_a_list_of_members_is_found_by_whom_it_names(pool: Pool) -> None:
+    """Such a list mentions nobody: there is no row for it but its own."""
+    event = make_with_tag(["p", MENTIONED])
+    event.kind = 39002
+    async with pool.acquire() as con:
+        assert await insert_one(con, event, None)
+    for kinds in (None, frozenset({39002}), frozenset({9, 39002})):
+        assert await read(pool, [Filter(kinds=kinds, tags={"p": frozenset({MENTIONED})})]) == [event.id]
+
+
 async def test_many_tag_values_are_looked_up_one_by_one(pool: Pool) -> None:
     """Which plan `&&` gets depends on statistics: a scan of the whole table comes only with more rows than here."""
     wanted = Filter(tags={"e": frozenset(str(number) for number in range(1000))})
